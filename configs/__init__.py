@@ -1,0 +1,1 @@
+"""Recipes that a user runs or copies; ``metaprune list configs`` shows them."""

@@ -1,0 +1,46 @@
+"""metaprune: structural pruning for PyTorch.
+
+>>> import torch, metaprune as mp
+>>> from metaprune import zoo
+>>> net = mp.trace(zoo.build("mlp"), zoo.example_inputs("mlp"))
+>>> plan = mp.plan(net, budget="macs=0.5")
+>>> slim = net.apply(plan)
+>>> net.verify(plan).max_error < 1e-5
+True
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metaprune import errors
+    from metaprune.graph import Network, trace
+    from metaprune.pipeline import Result, load, plan, prune
+    from metaprune.plans import Plan
+
+__version__ = "0.1.0"
+__all__ = ["Network", "Plan", "Result", "errors", "load", "plan", "prune", "trace"]
+
+# Loaded when first asked for, because torch takes a second to import and most commands answer without it.
+_HOMES = {
+    "Network": "metaprune.graph",
+    "Plan": "metaprune.plans",
+    "Result": "metaprune.pipeline",
+    "errors": "metaprune.errors",
+    "load": "metaprune.pipeline",
+    "plan": "metaprune.pipeline",
+    "prune": "metaprune.pipeline",
+    "trace": "metaprune.graph",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'metaprune' has no attribute {name!r}")
+    home = import_module(_HOMES[name])
+    return home if name == "errors" else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

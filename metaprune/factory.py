@@ -1,0 +1,51 @@
+"""Objects that a user names as ``package.module:name``."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from metaprune.errors import ConfigError, did_you_mean
+
+FORM = "package.module:factory"
+
+
+def looks_importable(spec: str) -> bool:
+    """The text has the form ``package.module:name``.
+
+    >>> looks_importable("my.nets:build"), looks_importable("cifar10:/data")
+    (True, False)
+    """
+    module, colon, name = spec.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
+
+
+def import_factory(spec: str, unknown: str) -> Any:
+    """The object that ``package.module:name`` names; modules in the current folder are found too.
+
+    Args:
+        spec: The name.
+        unknown: What to say when there is no such module, for a spec that may have been meant as something else.
+
+    Raises:
+        ConfigError: There is no such module or name, or importing it fails.
+    """
+    module_name, _, attribute = spec.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as `python -m` does; kept, since factories may import more when they run
+    importlib.invalidate_caches()
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ConfigError(unknown) from error
+        raise ConfigError(f"module {module_name!r} cannot be imported: {error}.") from error
+    except Exception as error:
+        raise ConfigError(f"importing module {module_name!r} failed: {type(error).__name__}: {error}.") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            place = getattr(found, "__file__", None) or module_name
+            raise ConfigError(f"{place} has no {part!r}.{did_you_mean(part, dir(found))}")
+        found = getattr(found, part)
+    return found
