@@ -1,0 +1,414 @@
+"""A network as an ONNX file that has been proved to be the network, or no file at all.
+
+What an exporter claims is not trusted: a requested operator set may not be the one that is written, a free axis may be
+frozen or silently wrong at other sizes, and files carry the paths of the machine they were made on. So a ladder of ways
+is tried, the most flexible first; after each the file is stripped, checked, loaded, and run at several batch sizes
+against the network. The first that passes is kept, and the record says which one it was and why the others were not.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import logging
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+
+from metaprune.errors import ConfigError, InputError, MetapruneError, UnsupportedModelError
+from metaprune.export.example import Example, as_arrays, as_example
+from metaprune.export.numeric import Deviation, Judge, Truth
+from metaprune.export.session import Session, first_line, newest_opset, open_session
+from metaprune.export.structure import Port, paths_in
+
+DEFAULT_OPSET = 20
+_OLDEST_OPSET = 7  # onnxruntime promises nothing below
+_SINGLE_FILE_BYTES = 1536 * 2**20  # the format itself ends at 2 GiB
+_PROBES = (1, 5)  # batch sizes beside that of the example; 5 is in no common example
+_CHATTY = ("torch", "onnxscript", "onnx_ir")
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+
+_log = logging.getLogger("metaprune.export")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to export.
+
+    Args:
+        name: What records call it.
+        shapes: Free axes of an example, as ``torch.onnx.export`` takes them for ``dynamic_shapes``; None for none.
+    """
+
+    name: str
+    shapes: Callable[[Example], Any]
+
+
+def _named_batch(example: Example) -> Any:
+    def free(value: Any) -> Any:
+        return {0: "batch"} if isinstance(value, Tensor) and example.batched(value) else None
+
+    return {name: free(value) for name, value in example.kwargs.items()} or tuple(free(value) for value in example.args)
+
+
+RUNGS = (Rung("named batch", _named_batch), Rung("static", lambda example: None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """The file against the network at one batch size.
+
+    Args:
+        batch: Samples, or None for inputs without a batch axis.
+        deviation: How far the file is off.
+    """
+
+    batch: int | None
+    deviation: Deviation
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A way to export that was not taken.
+
+    Args:
+        rung: Its name.
+        reason: Why, in one sentence.
+    """
+
+    rung: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A file that was proved.
+
+    Args:
+        path: The file.
+        files: All files that belong to it; more than one only above 1.5 GiB.
+        size_bytes: Their bytes.
+        sha256: Hash of the file itself.
+        opset: Operator set that is written in it.
+        rung: The way that passed: ``"named batch"`` or ``"static"``.
+        batch: Batch size that it is fixed to, or None where any goes.
+        inputs: Its inputs.
+        outputs: Its outputs.
+        metadata: What is written in it.
+        probes: The comparisons with the network.
+        refused: The ways that were tried before.
+        seconds: Time that it took.
+    """
+
+    path: str
+    files: tuple[str, ...]
+    size_bytes: int
+    sha256: str
+    opset: int
+    rung: str
+    batch: int | None
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    metadata: dict[str, str]
+    probes: tuple[Probe, ...]
+    refused: tuple[Refusal, ...]
+    seconds: float
+
+    @property
+    def max_error(self) -> float:
+        """Largest error over the probes, as a share of the largest output."""
+        return max(probe.deviation.relative for probe in self.probes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        fields = asdict(self)
+        fields["probes"] = [{"batch": probe.batch, **probe.deviation.to_json()} for probe in self.probes]
+        return {**fields, "max_error": self.max_error}
+
+
+def export(
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | Path,
+    *,
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write `model` as ONNX, in eval mode, and prove the file. The model itself stays as it is.
+
+    Args:
+        model: The network.
+        example_inputs: A tensor, a tuple or a dict of tensors; the leading axis of the first one is the batch.
+        path: The file to write.
+        opset: Operator set; None for the default, 20.
+        metadata: Texts to write into the file, e.g. the hash of a plan; read back by `Session.metadata`.
+        overwrite: Whether a file that is there may be replaced.
+
+    Raises:
+        ConfigError: The operator set is out of range, or the metadata hold an absolute path or a reserved name.
+        InputError: The example inputs are of no accepted shape, the file exists, or its folder cannot be written to.
+        UnsupportedModelError: No way of exporting gave a right file; each is named with its reason. Nothing is written.
+    """
+    start = time.perf_counter()
+    target = _check_target(Path(path), overwrite)
+    wanted = _check_opset(opset)
+    texts = _check_metadata(metadata or {})
+    example = as_example(example_inputs).cpu()
+    judge = Judge(model)
+    truths = _truths(judge, example)
+    refused: list[Refusal] = []
+    with _folder_of(target):
+        for rung in RUNGS:
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".metaprune-") as folder:
+                try:
+                    file = Path(folder) / target.name  # its final name, as a file refers to its weights by name
+                    _save(_attempt(rung, judge.single, example, wanted, texts), file)
+                    session = open_session(file, threads=1)
+                    probes = _prove(session, truths, example.batch, wanted)
+                except MetapruneError as refusal:
+                    refused.append(Refusal(rung.name, str(refusal)))
+                    _log.debug("export by %s refused: %s", rung.name, refusal)
+                else:
+                    return _deliver(session, target, rung, probes, refused, start)
+        rungs: dict[str, list[str]] = {}
+        for way in refused:
+            rungs.setdefault(way.reason, []).append(way.rung)
+        reasons = " ".join(f"By {' and by '.join(names)}: {reason}" for reason, names in rungs.items())
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be exported, and nothing was written. {reasons}")
+
+
+def _check_target(path: Path, overwrite: bool) -> Path:
+    if path.is_dir():
+        raise InputError(f"an ONNX file is to be written, but {str(path)!r} is a folder. Name a file in it.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{str(path)!r} exists. Name another file, or allow to overwrite it.")
+    return path
+
+
+@contextlib.contextmanager
+def _folder_of(target: Path) -> Iterator[None]:
+    """Make the folder if need be, and take it away again if nothing comes of it."""
+    made = not target.parent.exists()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(f"{str(target.parent)!r} must be a folder to write in, but: {error.strerror}.") from error
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                target.parent.rmdir()  # does nothing to a folder that holds something
+
+
+def _check_opset(opset: int | None) -> int:
+    wanted, newest = DEFAULT_OPSET if opset is None else opset, newest_opset()
+    if not _OLDEST_OPSET <= wanted <= newest:
+        raise ConfigError(
+            f"`{_OLDEST_OPSET} <= opset <= {newest}` must hold for the installed onnxruntime, but opset={wanted}."
+        )
+    return wanted
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    own = {
+        "metaprune.schema": "1",
+        "metaprune.version": importlib.metadata.version("metaprune"),
+        "metaprune.torch": torch.__version__,
+    }
+    for name, text in metadata.items():
+        if name in own or name == "metaprune.rung":
+            raise ConfigError(f"metadata may have any name but those written anyway, and {name!r} is one of them.")
+        if found := paths_in(f"{name} {text}"):
+            raise ConfigError(f"a file must not name paths of this machine, but metadata {name!r} hold {found[0]!r}.")
+    return {**own, **metadata}
+
+
+def _truths(judge: Judge, example: Example) -> list[tuple[Example, Truth]]:
+    """Inputs to compare at, with the network's own outputs: the example, other numbers, other batch sizes."""
+    try:
+        truth, again = judge.truth(example), as_arrays(example.call(judge.single))
+    except MetapruneError:
+        raise
+    except Exception as error:
+        raise InputError(f"the network must run on the example inputs, but says: {first_line(error)}") from error
+    if not truth.finite:
+        raise UnsupportedModelError("outputs must be finite, but on the example inputs they are not.")
+    if not Truth(single=truth.single).deviation(again).passed:
+        raise UnsupportedModelError("outputs must be the same every time, but two runs on the same inputs differ.")
+    truths = [(example, truth)]
+    generator = torch.Generator().manual_seed(0)
+    for batch in sorted({*_PROBES, example.batch}) if example.batch else [0]:
+        sized = example.resized(batch) if example.batch else example
+        drawn = sized.redrawn(generator)
+        # A network of one batch size cannot be asked at another; then the file may not claim it either.
+        with contextlib.suppress(Exception):
+            truth = judge.truth(drawn)
+            truths.append((drawn, truth) if truth.finite else (sized, judge.truth(sized)))
+    return truths
+
+
+def _attempt(rung: Rung, model: nn.Module, example: Example, opset: int, texts: dict[str, str]) -> onnx_ir.Model:
+    shapes = rung.shapes(example)
+    names = list(example.call(model))
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                model,
+                example.args,
+                kwargs=dict(example.kwargs),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=shapes,
+                output_names=names,
+                verbose=False,
+            )
+            assert program is not None
+            if shapes is not None:
+                _name_batch(program, example)
+    except Exception as error:  # the exporter's errors have no public family that holds them all
+        raise UnsupportedModelError(f"the exporter failed: {_cause(error)}") from error
+    network = program.model
+    _strip(network)
+    network.metadata_props.update({**texts, "metaprune.rung": rung.name})
+    return network
+
+
+def _name_batch(program: Any, example: Example) -> None:
+    """Call the free axis by its name: with several inputs the exporter falls back to a symbol of its own."""
+    named = {name: value for name, value in example.kwargs.items() if isinstance(value, Tensor)}
+    positional = iter(example.args)
+    for port in program.model.graph.inputs:
+        tensor = named[port.name] if port.name in named else next(positional)
+        if example.batched(tensor) and str(port.shape[0]) != "batch" and not isinstance(port.shape[0], int):
+            program.rename_axes({str(port.shape[0]): "batch"})
+
+
+def _strip(network: onnx_ir.Model) -> None:
+    """Remove everything that tells where and from what source the file was made."""
+    ClearMetadataAndDocStringPass()(network)
+    for graph in (network.graph, *(function.graph for function in network.functions.values())):
+        graph.metadata_props.clear()  # the pass leaves those of an empty graph
+        graph.doc_string = None
+        values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+        for node in onnx_ir.traversal.RecursiveGraphIterator(graph):
+            values += node.outputs
+        for value in values:
+            value.metadata_props.clear()
+            value.doc_string = None
+    for tensor in network.graph.initializers.values():
+        if tensor.const_value is not None:
+            tensor.const_value.doc_string = None
+    network.doc_string = None
+    network.metadata_props.clear()
+
+
+def _save(network: onnx_ir.Model, path: Path) -> None:
+    weights = sum(
+        value.const_value.nbytes for value in network.graph.initializers.values() if value.const_value is not None
+    )
+    if weights > _SINGLE_FILE_BYTES:
+        onnx_ir.save(network, path, external_data=f"{path.name}.data")
+    else:
+        onnx_ir.save(network, path)
+
+
+def _prove(
+    session: Session, truths: list[tuple[Example, Truth]], example_batch: int | None, opset: int
+) -> tuple[Probe, ...]:
+    if session.structure.opset != opset:
+        raise UnsupportedModelError(
+            f"opset {opset} was asked for, but {session.structure.opset} was written; ask for that one or a later one."
+        )
+    if session.structure.findings:
+        raise UnsupportedModelError(f"the file must be clean, but {session.structure.findings[0]}.")
+    probes = []
+    for example, truth in truths:
+        if session.batch is not None and example.batch != session.batch:
+            continue  # fixed sizes are recorded as such
+        outputs = session.run(session.feeds(example))
+        deviation = truth.deviation(outputs)
+        if not deviation.passed:
+            raise UnsupportedModelError(f"at batch {example.batch} the file differs from the network: {deviation}.")
+        probes.append(Probe(batch=example.batch, deviation=deviation))
+    batches = {probe.batch for probe in probes}
+    if session.batch is None and example_batch is not None and len(batches) < len({*_PROBES, example_batch}):
+        raise UnsupportedModelError(
+            f"the file claims any batch size, but the network itself ran at {sorted(filter(None, batches))} only."
+        )
+    return tuple(probes)
+
+
+def _deliver(
+    session: Session, target: Path, rung: Rung, probes: tuple[Probe, ...], refused: list[Refusal], start: float
+) -> Exported:
+    source = Path(session.structure.path)
+    files = [target, *(target.with_name(name) for name in session.structure.external)]
+    for file in reversed(files):  # the weights first: a file is never there without them
+        source.with_name(file.name).replace(file)
+    return Exported(
+        path=str(target),
+        files=tuple(str(file) for file in files),
+        size_bytes=session.structure.size_bytes,
+        sha256=hashlib.sha256(target.read_bytes()).hexdigest(),
+        opset=session.structure.opset,
+        rung=rung.name,
+        batch=session.batch,
+        inputs=session.inputs,
+        outputs=session.outputs,
+        metadata=session.metadata,
+        probes=probes,
+        refused=tuple(refused),
+        seconds=time.perf_counter() - start,
+    )
+
+
+class _Forward(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _log.debug("%s: %s", record.name, record.getMessage())
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Send what the exporter prints, warns and logs to our own log, at the level of details."""
+    known = [logger for logger in logging.Logger.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    loggers = [logger for logger in known if logger.handlers and logger.name.partition(".")[0] in _CHATTY]
+    loggers += [logger for name in _CHATTY if (logger := logging.getLogger(name)) not in loggers]
+    before = [(logger.handlers[:], logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [_Forward()], False
+    printed = io.StringIO()
+    try:
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+        ):
+            warnings.simplefilter("always")
+            yield
+    finally:
+        for logger, (handlers, propagate) in zip(loggers, before):
+            logger.handlers, logger.propagate = handlers, propagate
+        for warning in caught:
+            _log.debug("%s: %s", warning.category.__name__, warning.message)
+        if printed.getvalue():
+            _log.debug("%s", _ANSI.sub("", printed.getvalue()))
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, on one line, without colours: the exporter wraps it in pages of advice."""
+    _log.debug("%s", _ANSI.sub("", str(error)))
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = _ANSI.sub("", str(error)).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {' '.join(lines[0].split())[:400]}"
