@@ -1,0 +1,155 @@
+"""Exact cost of any configuration, without building it.
+
+Every cost is a polynomial in the axis sizes. A residual branch whose inner axis has size 0 leaves whole, so what only
+that branch computes is multiplied by an indicator of the axis (1 while its size is positive): a variable like others.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from metaprune.errors import ConfigError
+from metaprune.graph.branches import Branches
+from metaprune.graph.layout import Layout, Polynomial
+
+CHUNK = 4096  # configurations evaluated at once; keeps the working set in cache
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a configuration costs; numbers, or arrays of shape (n,) from ``cost_many``.
+
+    Attributes:
+        macs: Multiply-accumulates of matrix products and convolutions, for one sample.
+        params: Entries of all parameters, tied ones once.
+        bytes: Size of parameters and buffers in memory.
+        activations: Bytes of every tensor that the forward allocates for one sample, added up.
+    """
+
+    macs: Any
+    params: Any
+    bytes: Any
+    activations: Any
+
+    def __getitem__(self, quantity: str) -> Any:
+        if quantity not in QUANTITIES:
+            raise ConfigError(f"a cost is one of {', '.join(QUANTITIES)}, but {quantity!r} was asked for.")
+        return getattr(self, quantity)
+
+
+QUANTITIES = tuple(field.name for field in fields(Cost))
+
+
+class CostModel:
+    """The cost polynomials of a network, compiled for many configurations at once."""
+
+    def __init__(self, layout: Layout, branches: Branches) -> None:
+        self.layout = layout
+        self.full_A = np.array([axis.size for axis in layout.axes], np.int64)
+        self.polynomials: dict[str, Polynomial] = {name: {} for name in QUANTITIES}
+        self._collect(branches)
+        # Variables: axis sizes, then indicators, then the constant 1 that pads short monomials.
+        count = len(layout.axes)
+        monomials = sorted({monomial for poly in self.polynomials.values() for monomial in poly})
+        degree = max((len(monomial) for monomial in monomials), default=0)
+        one = 2 * count
+        self._factors_DM = (
+            np.array([[*m, *[one] * (degree - len(m))] for m in monomials], np.int64).reshape(-1, degree).T
+        )
+        self._weights_QM = np.array([[self.polynomials[q].get(m, 0.0) for m in monomials] for q in QUANTITIES])
+        self._can_be_empty = np.array([axis.droppable for axis in layout.axes], bool)
+
+    def _collect(self, branches: Branches) -> None:
+        trace, layout = self.layout.trace, self.layout
+        batch = trace.batch
+        for op in trace.ops:
+            gate = branches.gates_of_op(op.index)
+            for dims in op.macs:
+                _add(self.polynomials["macs"], _product(map(layout.size, dims)), 1.0 / batch, gate)
+            if op.allocates:
+                for number in op.outputs:
+                    value = trace.values[number]
+                    poly = _product(map(layout.size, value.dims))
+                    _add(self.polynomials["activations"], poly, value.dtype.itemsize / batch, gate)
+        for value in trace.parameters.values():
+            poly = _product(map(layout.size, value.dims))
+            gate = branches.gates_of_parameter(value.index)
+            if value.parameter:
+                _add(self.polynomials["params"], poly, 1.0, gate)
+            _add(self.polynomials["bytes"], poly, float(value.dtype.itemsize), gate)
+
+    def __call__(self, sizes_NA: npt.ArrayLike | None = None) -> Cost:
+        """Cost of configurations.
+
+        Args:
+            sizes_NA: Integer array (n, axes) or (axes,); None for the network as it is.
+
+        Raises:
+            ConfigError: The shape is wrong, a size lies outside its axis, or is 0 where no branch can leave.
+        """
+        if sizes_NA is None:
+            return Cost(*(round(total) for total in self._evaluate(self.full_A[None])[:, 0]))
+        sizes = np.asarray(sizes_NA)
+        self._check(sizes)
+        if sizes.ndim == 1:
+            return Cost(*(round(total) for total in self._evaluate(sizes[None])[:, 0]))
+        parts = [self._evaluate(sizes[start : start + CHUNK]) for start in range(0, len(sizes), CHUNK)]
+        totals_QN = np.concatenate(parts, axis=1) if parts else np.zeros((len(QUANTITIES), 0))
+        return Cost(*np.rint(totals_QN).astype(np.int64))
+
+    def shares(self) -> list[dict[str, float]]:
+        """For every axis, the part of each cost that has the axis as a factor, in [0, 1]."""
+        out = []
+        for axis in range(len(self.full_A)):
+            part = np.array([(factors_D == axis).any() for factors_D in self._factors_DM.T], float)
+            values_M = self._monomials(self.full_A[None])[:, 0]
+            totals_Q = self._weights_QM @ values_M
+            parts_Q = self._weights_QM @ (values_M * part)
+            out.append(dict(zip(QUANTITIES, (parts_Q / np.maximum(totals_Q, 1e-300)).tolist())))
+        return out
+
+    def _evaluate(self, sizes_NA: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        return np.asarray(self._weights_QM @ self._monomials(sizes_NA))
+
+    def _monomials(self, sizes_NA: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        variables = np.concatenate([sizes_NA.T, sizes_NA.T > 0, np.ones((1, len(sizes_NA)))]).astype(np.float64)
+        values_MN = np.ones((self._factors_DM.shape[1], len(sizes_NA)))
+        for factors_M in self._factors_DM:
+            values_MN *= variables[factors_M]
+        return values_MN
+
+    def _check(self, sizes: npt.NDArray[np.int64]) -> None:
+        if sizes.ndim not in (1, 2) or sizes.shape[-1] != len(self.full_A):
+            raise ConfigError(
+                f"sizes must be (n, {len(self.full_A)}), one column an axis, but have shape {sizes.shape}."
+            )
+        low = np.where(self._can_be_empty, 0, np.minimum(1, self.full_A))
+        outside = (sizes < low) | (sizes > self.full_A)
+        if outside.any():
+            column = int(np.argwhere(np.atleast_2d(outside))[0][1])
+            axis = self.layout.axes[column]
+            value = np.atleast_2d(sizes)[np.atleast_2d(outside)][0]
+            raise ConfigError(
+                f"`{low[column]} <= size <= {axis.size}` must hold for axis {axis.name!r}, but size={value}."
+            )
+
+
+def _product(sizes: Iterable[Polynomial]) -> Polynomial:
+    product: Polynomial = {(): 1.0}
+    for size in sizes:
+        terms: Polynomial = {}
+        for left, x in product.items():
+            for right, y in size.items():
+                key = tuple(sorted((*left, *right)))
+                terms[key] = terms.get(key, 0.0) + x * y
+        product = terms
+    return product
+
+
+def _add(into: Polynomial, poly: Polynomial, factor: float, gates: Sequence[int]) -> None:
+    for monomial, weight in poly.items():
+        key = tuple(sorted((*monomial, *gates)))
+        into[key] = into.get(key, 0.0) + weight * factor

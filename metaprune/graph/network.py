@@ -1,0 +1,239 @@
+"""A traced network: its axes, its cost, and what can be done to it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from metaprune.errors import ConfigError, InputError, did_you_mean
+from metaprune.graph.axes import Alive, Axis
+from metaprune.graph.branches import Branches
+from metaprune.graph.cost import Cost, CostModel
+from metaprune.graph.layout import Layout, build_layout
+from metaprune.graph.rules import find_rule
+from metaprune.graph.surgery import cut, named_tensors
+from metaprune.graph.trace import ExampleInputs, tensors_in, trace_model
+from metaprune.graph.verify import Verification, compare
+from metaprune.plans import Draft, Plan
+
+
+class Network:
+    """A traced network. Made by :func:`trace`.
+
+    Attributes:
+        model: The module that was traced; never changed.
+        example_inputs: What it was traced with.
+        axes: Every axis, in the order in which parameters mention them.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: ExampleInputs, layout: Layout) -> None:
+        self.model = model
+        self.example_inputs = example_inputs
+        self._layout, self._costs = _with_branches(layout)
+        self.axes: tuple[Axis, ...] = self._layout.axes
+        self._index = {axis.name: k for k, axis in enumerate(self.axes)}
+
+    def __repr__(self) -> str:
+        free = sum(axis.prunable for axis in self.axes)
+        return f"Network({type(self.model).__name__}, {len(self.axes)} axes, {free} prunable, {self.cost()})"
+
+    # ---- axes ------------------------------------------------------------------------------------------------------
+
+    def axis(self, name: str) -> Axis:
+        """An axis by name.
+
+        Raises:
+            ConfigError: There is none of that name; the nearest one is named.
+        """
+        return self.axes[self.index(name)]
+
+    def index(self, name: str) -> int:
+        """The place of an axis in :attr:`axes`, by name."""
+        if name not in self._index:
+            raise ConfigError(
+                f"no axis is named {name!r}.{did_you_mean(name, self._index)} `metaprune inspect` lists them."
+            )
+        return self._index[name]
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter and buffer, tied ones under their first name."""
+        return {name: tuple(dim.size for dim in value.dims) for name, value in self._layout.trace.parameters.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the architecture: the axes and where they live; weights do not count."""
+        content = [[axis.name, axis.size, axis.prunable, axis.bindings] for axis in self.axes]
+        return hashlib.sha256(json.dumps([content, sorted(self.shapes.items())]).encode()).hexdigest()[:16]
+
+    def sum_over_units(self, tensors: Mapping[str, Tensor]) -> dict[str, list["UnitSums"]]:
+        """Add up entries of parameter-shaped tensors over the slices of every unit.
+
+        Args:
+            tensors: By parameter or buffer name, each in that parameter's shape; others are left out.
+
+        Returns:
+            For every axis, one entry a binding whose parameter is given.
+        """
+        sums: dict[str, list[UnitSums]] = {axis.name: [] for axis in self.axes}
+        for name, value in self._layout.trace.parameters.items():
+            if name not in tensors:
+                continue
+            tensor = tensors[name]
+            for k, dim in enumerate(value.dims):
+                rows = self._layout.resolve(dim)
+                if rows is None:
+                    continue
+                total_N = (
+                    tensor.double().sum([d for d in range(tensor.ndim) if d != k])
+                    if tensor.ndim > 1
+                    else tensor.double()
+                )
+                entries = tensor.numel() // max(tensor.shape[k], 1)
+                for column in rows.T:
+                    owner, rank = self._layout.axis_of[column], self._layout.rank_of[column]
+                    for index in np.unique(owner[owner >= 0]):
+                        axis, here = self.axes[index], torch.from_numpy(np.flatnonzero(owner == index))
+                        ranks = torch.from_numpy(rank[owner == index])
+                        total_U = torch.zeros(axis.size, dtype=torch.float64).index_add_(0, ranks, total_N.cpu()[here])
+                        sums[axis.name].append(UnitSums((name, k), total_U, entries * len(here) / axis.size))
+        return sums
+
+    # ---- cost ------------------------------------------------------------------------------------------------------
+
+    def cost(self, sizes: npt.ArrayLike | None = None) -> Cost:
+        """Cost of the network, or of one configuration (one size an axis, in their order)."""
+        return self._costs(sizes)
+
+    def cost_many(self, sizes: npt.ArrayLike) -> Cost:
+        """Cost of many configurations.
+
+        Args:
+            sizes: Integer array (n, axes). Size 0 on a droppable axis drops the residual branch it lies in.
+
+        Returns:
+            A cost of integer arrays (n,).
+        """
+        return self._costs(np.atleast_2d(np.asarray(sizes)))
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """For every axis, the part of each cost that has the axis as a factor; those of different axes overlap."""
+        return dict(zip((axis.name for axis in self.axes), self._costs.shares(), strict=True))
+
+    def sizes(self, plan: Plan) -> npt.NDArray[np.int64]:
+        """Size of every axis once a plan is applied, shape (axes,)."""
+        sizes = np.array([axis.size for axis in self.axes], np.int64)
+        for name, kept in plan.draft().keep.items():
+            sizes[self.index(name)] = len(kept)
+        return sizes
+
+    # ---- surgery ---------------------------------------------------------------------------------------------------
+
+    def check(self, plan: Plan) -> None:
+        """Refuse a plan that does not fit, before anything is done.
+
+        Raises:
+            ConfigError: The plan was made for another network, or an edit does not fit this one.
+        """
+        if plan.network and plan.network != self.fingerprint:
+            raise ConfigError(
+                f"the plan must have been made for this network (fingerprint {self.fingerprint}), but was made for "
+                f"{plan.network}. Trace the model and the input shape that it was made with."
+            )
+        for edit in plan.edits:
+            refusal = edit.check(self)
+            if refusal:
+                raise ConfigError(refusal)
+
+    def apply(self, plan: Plan) -> nn.Module:
+        """A new module with the plan's edits done; this network's model stays as it is.
+
+        Raises:
+            ConfigError: The plan does not fit.
+            UnsupportedModelError: A size that some code expects could not be brought in step; nothing has changed.
+        """
+        self.check(plan)
+        draft = plan.draft()
+        return cut(self.model, self._layout, self._alive(draft), self.example_inputs, draft.tensors)
+
+    def verify(self, plan: Plan, inputs: ExampleInputs | None = None, *, slim: nn.Module | None = None) -> Verification:
+        """Compare the cut network with the masked one.
+
+        Args:
+            plan: The plan.
+            inputs: Real inputs like the example ones; the example inputs if None.
+            slim: The cut network, if it exists already and holds the plan's weights.
+        """
+        slim = self.apply(plan) if slim is None else slim
+        draft = plan.draft()
+        source = "given" if inputs is not None else "example inputs"
+        inputs = self.example_inputs if inputs is None else inputs
+        if any(tensor.device.type == "meta" for tensor in [*self.model.parameters(), *tensors_in(inputs)]):
+            raise InputError(
+                "verification runs the network, but it is on the meta device. Give it real weights and inputs."
+            )
+        return compare(self.model, slim, self._layout, self._alive(draft), inputs, draft.tensors, source)
+
+    def _alive(self, draft: Draft) -> Alive:
+        return self._layout.alive({self.index(name): np.array(kept) for name, kept in draft.keep.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class UnitSums:
+    """What the slices of each unit add up to in one binding.
+
+    Attributes:
+        binding: Parameter name and dimension.
+        total_U: Sum over each unit's slice, float64, shape (units,).
+        entries: Entries in the slice of one unit.
+    """
+
+    binding: tuple[str, int]
+    total_U: Tensor
+    entries: float
+
+
+def trace(model: nn.Module, example_inputs: ExampleInputs) -> Network:
+    """Read a network: its axes, what is coupled to what, and what it costs.
+
+    Args:
+        model: Any module; it is left as it is.
+        example_inputs: A tensor, a sequence of positional arguments, or a mapping of keyword arguments. The first
+            dimension of the first tensor is the batch.
+
+    Raises:
+        InputError: No tensor among the inputs, or weights that are not finite.
+        UnsupportedModelError: The forward does not run on the inputs, or returns no tensor.
+    """
+    for name, tensor in named_tensors(model).items():
+        if tensor.device.type != "meta" and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            bad = int((~tensor.isfinite()).sum())
+            raise InputError(
+                f"weights must be finite, but {bad} of {tensor.numel()} entries of {name!r} are NaN or infinite."
+            )
+    return Network(model, example_inputs, build_layout(trace_model(model, example_inputs, find_rule)))
+
+
+def _with_branches(layout: Layout) -> tuple[Layout, CostModel]:
+    """Note on each axis whether its branch can drop and which statistics run over it, then compile the cost."""
+    branches = Branches(layout)
+    changes: list[dict[str, None]] = [{} for _ in layout.axes]
+    for op in layout.trace.ops:
+        for dim in op.statistics:
+            rows = layout.resolve(dim)
+            if rows is not None:
+                for index in np.unique(layout.axis_of[rows]):
+                    if index >= 0:
+                        changes[index][str(op)] = None
+    axes = tuple(
+        replace(axis, droppable=k in branches.droppable, changes=tuple(changes[k]))
+        for k, axis in enumerate(layout.axes)
+    )
+    layout = replace(layout, axes=axes)
+    return layout, CostModel(layout, branches)

@@ -1,0 +1,51 @@
+"""Fused attention."""
+
+from metaprune.graph.rules._base import fixed, rule, with_zero
+from metaprune.graph.trace import Call, Dims, tensors_in
+
+
+@rule(
+    "scaled_dot_product_attention",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_attention_math",
+)
+def attention(call: Call) -> Dims | list[Dims]:
+    """query (..., H, L, E), key (..., H, S, E), value (..., H, S, V) -> (..., H, L, V).
+
+    Heads and the dimensions E and V are free; the softmax runs over S, which stays. Without an explicit `scale` the
+    scale is taken from the size of E, which then must stay too.
+    """
+    query, key, value = (call.dims(call[name]) for name in ("query", "key", "value"))
+    repeated = bool(call.get("enable_gqa")) and query[-3].size != key[-3].size
+    if repeated:
+        heads, groups = call.unify(key[-3], value[-3]), query[-3].size // key[-3].size
+        kv, _ = call.split(query[-3], [heads.size, groups])
+        call.unify(kv, heads)
+        batch = [query[-3]]
+    else:
+        batch = [call.unify(*parts) for parts in zip(query[:-2], key[:-2], value[:-2])][-1:] if len(query) > 2 else []
+    outer = [call.unify(*parts) for parts in zip(query[:-3], key[:-3], value[:-3])]
+    width = call.unify(query[-1], key[-1])
+    length = call.unify(key[-2], value[-2])
+    call.freeze(length, reason=f"a softmax runs over it in {call.where}")
+    call.sum_over(with_zero(width, query[-1].zero or key[-1].zero))
+    if call.get("scale") is None:
+        call.freeze(width, reason=f"the scale of {call.where} is taken from its size")
+    mask = call.get("attn_mask", call.get("attn_bias"))
+    if mask is not None:
+        for k, dim in enumerate(reversed(call.dims(mask))):
+            call.unify(dim, ([*outer, *batch, query[-2], length])[-1 - k])
+    for dim in batch:
+        call.units.hint(dim, "head")
+    call.units.hint(width, "head_dim")
+    call.units.hint(value[-1], "head_dim")
+    shared = [*outer, *batch, query[-2], length]
+    call.macs(*shared, width)
+    call.macs(*shared, value[-1])
+    heads_out = [with_zero(dim, value[-3].zero) for dim in batch]
+    out: Dims = (*outer, *heads_out, query[-2], value[-1])
+    rest = tensors_in(call.out)[1:]
+    return [out, *(fixed(tensor.shape) for tensor in rest)] if rest else out

@@ -1,0 +1,68 @@
+"""Convolutions of any rank: plain, grouped, depthwise, transposed."""
+
+from metaprune.graph.axes import Dim
+from metaprune.graph.rules._base import fixed, output, rule, with_zero
+from metaprune.graph.trace import Call, Dims
+
+KERNEL = "kernel positions"
+
+
+@rule(
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "_convolution",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+)
+def convolution(call: Call) -> Dims:
+    """x (N, I, ...), weight (O, I/g, k...) or, transposed, (I, O/g, k...) -> (N, O, ...)."""
+    tensor = call["input"] if "input" in call.arguments else call["self"]
+    x = call.dims(tensor)
+    weight = call.dims(call["weight"])
+    out = output(call)
+    groups = call["groups"]
+    transposed = "transpose" in call.op.name or bool(call.get("transposed"))
+    spatial = len(weight) - 2
+    batch, channels, positions = x[: -spatial - 1], x[-spatial - 1], x[-spatial:]
+    call.freeze(*weight[2:], reason=KERNEL)
+    call.freeze(*positions, reason=f"spatial positions in {call.where}")
+
+    first, second = weight[0], weight[1]
+    if transposed:
+        channels = call.unify(channels, first)
+        group, inside = _grid(call, channels, groups)
+        made = call.units.merge([group, second])
+    else:
+        group, inside = _grid(call, channels, groups)
+        group_out, _ = _grid(call, first, groups)
+        call.unify(inside, second)
+        call.unify(group, group_out)
+        made = first
+    call.consumes(call["weight"], 0 if transposed else 1)
+    call.sum_over(with_zero(inside, first.zero or inside.zero))
+    if groups > 1:
+        call.counts("groups", group)
+        if inside.size > 1 or made.size > groups:
+            call.units.hint(group, "group")
+    zero = second.zero if transposed else first.zero
+    if call["bias"] is not None:
+        (bias,) = call.dims(call["bias"])
+        made = call.unify(made, bias)
+        zero = zero and bias.zero
+    # The kernel slides over the output, or over the input where it is transposed.
+    if transposed:
+        call.macs(*batch, channels, *weight[1:], *fixed(tensor.shape[-spatial:]))
+    else:
+        call.macs(*batch, *weight, *fixed(out.shape[-spatial:]))
+    return (*batch, with_zero(made, zero), *fixed(out.shape[-spatial:]))
+
+
+def _grid(call: Call, channels: Dim, groups: int) -> tuple[Dim, Dim]:
+    """Channels as (groups, channels in a group)."""
+    if groups == 1:
+        return Dim(1), channels
+    group, inside = call.split(channels, [groups, channels.size // groups])
+    return group, inside

@@ -1,0 +1,142 @@
+"""Matrix products of every kind: one contraction over named dimensions."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from metaprune.graph.axes import Dim
+from metaprune.graph.rules._base import fixed, output, rule, with_zero
+from metaprune.graph.trace import Call, Dims
+
+
+def contract(call: Call, operands: Sequence[Tensor], terms: Sequence[str], result: str) -> Dims:
+    """Einstein summation over labels: equal letters meet, letters missing from the result are summed over."""
+    letters: dict[str, list[Dim]] = {}
+    for tensor, term in zip(operands, terms, strict=True):
+        for k, (dim, letter) in enumerate(zip(call.dims(tensor), term, strict=True)):
+            letters.setdefault(letter, []).append(dim)
+            if letter not in result:
+                call.consumes(tensor, k)
+    joined: dict[str, Dim] = {}
+    for letter, met in letters.items():
+        dim = call.unify(*met)
+        # A product is zero where any factor is; a letter that one operand lacks broadcasts over it.
+        joined[letter] = with_zero(dim, any(part.zero and part.labels_NK is not None for part in met))
+        if letter not in result:
+            call.sum_over(joined[letter])
+    _count(call, joined, terms, result)
+    return tuple(joined[letter] for letter in result)
+
+
+def _count(call: Call, joined: dict[str, Dim], terms: Sequence[str], result: str) -> None:
+    """Operands are multiplied in from left to right; a letter is summed over once nothing else needs it."""
+    running = set(terms[0])
+    for k, term in enumerate(terms[1:], start=2):
+        running |= set(term)
+        call.macs(*(dim for letter, dim in joined.items() if letter in running))
+        running &= set(result).union(*terms[k:])
+
+
+def _add(call: Call, product: Dims, addend: Dims) -> Dims:
+    """A bias that broadcasts over a product."""
+    out = list(product)
+    for back in range(1, len(product) + 1):
+        bias = addend[-back] if back <= len(addend) else Dim(1)
+        joined = call.unify(product[-back], bias)
+        out[-back] = with_zero(joined, product[-back].zero and bias.zero and bias.labels_NK is not None)
+    return tuple(out)
+
+
+@rule("linear")
+def linear(call: Call) -> Dims:
+    x, weight = call["input"], call["weight"]
+    batch = "abcdefgh"[: x.ndim - 1]
+    if weight.ndim == 1:
+        return contract(call, [x, weight], [batch + "i", "i"], batch)
+    out = contract(call, [x, weight], [batch + "i", "oi"], batch + "o")
+    return out if call["bias"] is None else _add(call, out, call.dims(call["bias"]))
+
+
+@rule("mm")
+def mm(call: Call) -> Dims:
+    return contract(call, [call["self"], call["mat2"]], ["ik", "ko"], "io")
+
+
+@rule("bmm")
+def bmm(call: Call) -> Dims:
+    return contract(call, [call["self"], call["mat2"]], ["bik", "bko"], "bio")
+
+
+@rule("addmm")
+def addmm(call: Call) -> Dims:
+    product = contract(call, [call["mat1"], call["mat2"]], ["ik", "ko"], "io")
+    return _add(call, product, call.dims(call["self"]))
+
+
+@rule("baddbmm")
+def baddbmm(call: Call) -> Dims:
+    product = contract(call, [call["batch1"], call["batch2"]], ["bik", "bko"], "bio")
+    return _add(call, product, call.dims(call["self"]))
+
+
+@rule("matmul")
+def matmul(call: Call) -> Dims:
+    left, right = call["self"], call["other"]
+    rank = max(left.ndim, right.ndim, 2) - 2
+    batch = "abcdefgh"[:rank]
+
+    def term(tensor: Tensor, matrix: str) -> str:
+        return batch[rank - (tensor.ndim - 2) :] + matrix if tensor.ndim > 1 else "k"
+
+    result = batch + ("" if left.ndim == 1 else "i") + ("" if right.ndim == 1 else "o")
+    return contract(call, [left, right], [term(left, "ik"), term(right, "ko")], result)
+
+
+@rule("mv")
+def mv(call: Call) -> Dims:
+    return contract(call, [call["self"], call["vec"]], ["ik", "k"], "i")
+
+
+@rule("dot", "vdot")
+def dot(call: Call) -> Dims:
+    right = next(item for name, item in call.arguments.items() if name != "self")
+    return contract(call, [call["self"], right], ["k", "k"], "")
+
+
+@rule("outer", "ger")
+def outer(call: Call) -> Dims:
+    return (*call.dims(call["self"]), *call.dims(call["vec2"]))
+
+
+@rule("einsum")
+def einsum(call: Call) -> Dims:
+    operands: list[Tensor] = list(call["tensors"])
+    terms, result = parse_einsum(call["equation"], [tensor.ndim for tensor in operands])
+    if any(len(set(term)) != len(term) for term in terms):  # a diagonal
+        for tensor in operands:
+            call.freeze(*call.dims(tensor))
+        return fixed(output(call).shape)
+    return contract(call, operands, terms, result)
+
+
+def parse_einsum(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """Terms and result of an equation, an ellipsis written out in letters of its own.
+
+    >>> parse_einsum("...ij,jk->...ik", [3, 2])
+    (['Zij', 'jk'], 'Zik')
+    """
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    spare = "ZYXWVUTS"
+    longest = 0
+    for k, (term, rank) in enumerate(zip(terms, ranks, strict=True)):
+        if "..." in term:
+            extra = rank - (len(term) - 3)
+            longest = max(longest, extra)
+            terms[k] = term.replace("...", spare[:extra][::-1])
+    every = "".join(terms)
+    if not arrow:
+        result = spare[:longest][::-1] + "".join(
+            sorted(letter for letter in set(every) if every.count(letter) == 1 and letter not in spare)
+        )
+    return terms, result.replace("...", spare[:longest][::-1])
