@@ -1,0 +1,162 @@
+"""What every allocator promises: it decides how many units each axis keeps, and meets every limit from below."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from metaprune.errors import BudgetError, ConfigError
+from metaprune.graph import Axis, Cost, Network
+from metaprune.registry import Registry
+
+Sizes = npt.NDArray[np.int64]  # one entry an axis of the network, in their order
+ALIGNED = ("channel", "hidden")  # kinds of axes whose sizes matter to vector units
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Units with a value and a cost, and limits on the cost.
+
+    Args:
+        network: Gives the cost of any configuration.
+        scores: Axis name -> value of each unit, larger means keep; an axis without scores keeps all its units.
+        limits: Quantity of cost -> what it may be at most.
+        additive: Scores are comparable and addable over axes, so that they can be held against cost.
+        floor: Smallest share of an axis that must stay, in [0, 1]; at least one unit always stays.
+        round_to: Sizes of channel and hidden axes are multiples of this, or the whole axis.
+
+    Raises:
+        ConfigError: A number is out of range.
+        BudgetError: Even the floors cost more than a limit; the smallest reachable cost is named.
+    """
+
+    network: Network
+    scores: Mapping[str, Tensor]
+    limits: Mapping[str, float]
+    additive: bool = False
+    floor: float = 0.1
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor <= 1:
+            raise ConfigError(f"`0 <= floor <= 1` must hold, but floor={self.floor}.")
+        if self.round_to < 1:
+            raise ConfigError(f"`round_to >= 1` must hold, but round_to={self.round_to}.")
+        smallest = self.network.cost(self.smallest)
+        for quantity, limit in self.limits.items():
+            if smallest[quantity] > limit:
+                full = self.network.cost()[quantity]
+                raise BudgetError(
+                    f"{quantity} must reach {limit:g}, but with at least {self.floor:.0%} of every axis"
+                    f"{f' in multiples of {self.round_to}' if self.round_to > 1 else ''} they cannot go below "
+                    f"{smallest[quantity]:g} ({smallest[quantity] / full:.3f} of the dense network). Raise the budget, "
+                    "or lower --floor or --round-to."
+                )
+
+    @cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes that may be cut."""
+        return tuple(axis for axis in self.network.axes if axis.prunable and axis.name in self.scores)
+
+    @cached_property
+    def full(self) -> Sizes:
+        """Sizes of the dense network."""
+        return np.array([axis.size for axis in self.network.axes], np.int64)
+
+    @cached_property
+    def smallest(self) -> Sizes:
+        """Sizes with every axis at its floor."""
+        return self.sizes({axis.name: 0 for axis in self.axes})
+
+    def lowest(self, axis: Axis) -> int:
+        """Fewest units that must stay of an axis."""
+        return max(1, math.ceil(self.floor * axis.size))
+
+    def aligned(self, axis: Axis, wanted: float) -> int:
+        """The nearest legal size at or above `wanted`: not below the floor, a multiple of `round_to`, or the axis."""
+        size = max(self.lowest(axis), math.ceil(wanted))
+        if axis.kind in ALIGNED:
+            size = math.ceil(size / self.round_to) * self.round_to
+        return min(size, axis.size)
+
+    def sizes(self, wanted: Mapping[str, float]) -> Sizes:
+        """Legal sizes at or above the wanted ones; axes not named keep all units."""
+        sizes = self.full.copy()
+        for axis in self.axes:
+            if axis.name in wanted:
+                sizes[self.network.index(axis.name)] = self.aligned(axis, wanted[axis.name])
+        return sizes
+
+    def fits(self, sizes: Sizes) -> bool:
+        """Every limit holds."""
+        return self.within(self.network.cost(sizes))
+
+    def within(self, cost: Cost) -> bool:
+        """Every limit holds for this cost."""
+        return all(cost[quantity] <= limit for quantity, limit in self.limits.items())
+
+    def best(self, axis: Axis, count: int) -> tuple[int, ...]:
+        """Ranks of the `count` units of highest score, ascending; ties go to the lower rank."""
+        order = np.argsort(-self.scores[axis.name].numpy(), kind="stable")
+        return tuple(sorted(int(rank) for rank in order[:count]))
+
+    def filled(self, sizes: Sizes) -> Sizes:
+        """Use up what the limits leave: give back units, the most valuable first, while they fit.
+
+        Units are weighed by score, against what they cost where scores are additive. One step gives an axis its next
+        legal size; an axis that does not fit once does not fit later, because costs only grow.
+        """
+        sizes = sizes.copy()
+        growing = {axis.name: axis for axis in self.axes}
+        ranked = {name: np.sort(self.scores[name].numpy())[::-1] for name in growing}
+        while growing:
+            offers = []
+            for name, axis in growing.items():
+                k = self.network.index(name)
+                if sizes[k] < axis.size:
+                    grown = sizes.copy()
+                    grown[k] = self.aligned(axis, sizes[k] + 1)
+                    offers.append((name, k, grown))
+            if not offers:
+                break
+            costs = self.network.cost_many(np.stack([grown for _, _, grown in offers]))
+            base = self.network.cost(sizes)
+            worth: dict[str, float] = {}
+            for row, (name, k, grown) in enumerate(offers):
+                if any(costs[quantity][row] > limit for quantity, limit in self.limits.items()):
+                    del growing[name]
+                    continue
+                gain = float(ranked[name][sizes[k] : grown[k]].sum())
+                share = max((costs[q][row] - base[q]) / limit for q, limit in self.limits.items())
+                worth[name] = gain / max(share, 1e-12) if self.additive else gain / (grown[k] - sizes[k])
+            if worth:
+                chosen = max(worth, key=lambda name: worth[name])
+                sizes = next(grown for name, _, grown in offers if name == chosen)
+        return sizes
+
+
+class Allocator(ABC):
+    """Decides what stays. Concrete allocators are frozen dataclasses in :data:`ALLOCATORS`."""
+
+    def allocate(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        """Axis name -> ranks of the units that stay, ascending, for every axis that may be cut.
+
+        The cost of the result meets every limit from below; limits that the dense network meets change nothing.
+        """
+        if problem.fits(problem.full):
+            return {axis.name: tuple(range(axis.size)) for axis in problem.axes}
+        sizes = problem.filled(self._sizes(problem))
+        assert problem.fits(sizes)
+        return {axis.name: problem.best(axis, sizes[problem.network.index(axis.name)]) for axis in problem.axes}
+
+    @abstractmethod
+    def _sizes(self, problem: Problem) -> Sizes:
+        """Sizes that meet the limits, when the dense network does not."""
+
+
+ALLOCATORS: Registry[type[Allocator]] = Registry("allocator", "metaprune.allocate", home="metaprune.allocate")

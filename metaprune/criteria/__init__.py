@@ -1,0 +1,9 @@
+"""Criteria: what a unit is worth, one file each."""
+
+from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
+from metaprune.criteria.bn_scale import BnScale
+from metaprune.criteria.magnitude import L1, L2
+from metaprune.criteria.random import Random
+from metaprune.criteria.taylor import Taylor
+
+__all__ = ["CRITERIA", "L1", "L2", "BnScale", "Calibration", "Criterion", "Random", "Scores", "Taylor"]

@@ -1,0 +1,75 @@
+"""What every criterion promises: one score a unit, larger means keep."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from metaprune.errors import ConfigError, InputError
+from metaprune.graph import Network
+from metaprune.registry import Registry
+from metaprune.task import Task
+
+Scores = dict[str, Tensor]  # axis name -> (units,), float64, not negative
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a criterion may look at.
+
+    Args:
+        batches: Gives a fresh pass over the calibration batches, always the same.
+        task: The loss that is to stay small.
+        seed: For criteria that draw random numbers.
+    """
+
+    batches: Callable[[], Iterator[Any]] | None = None
+    task: Task | None = None
+    seed: int = 0
+
+    def generator(self) -> torch.Generator:
+        """A generator of the seed, on the CPU."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+class Criterion(ABC):
+    """Scores the units of every prunable axis. Concrete criteria are frozen dataclasses in :data:`CRITERIA`.
+
+    Attributes:
+        needs: What it reads besides weights: ``data``, ``gradients`` (data and a task).
+        additive: A score estimates how much the loss rises when the unit leaves, so that scores of different axes can
+            be compared, added, and held against what the unit costs.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    additive: ClassVar[bool] = False
+
+    def score(self, network: Network, calibration: Calibration) -> Scores:
+        """Score every unit of every prunable axis that the criterion can judge; others are left out, and kept.
+
+        Raises:
+            ConfigError: The criterion needs data or a task that was not given.
+            InputError: A score is not finite.
+        """
+        name = type(self).__name__.lower()
+        if self.needs and calibration.batches is None:
+            raise ConfigError(f"criterion {name!r} needs data. Give `data=` (--data), or one that reads weights alone.")
+        if "gradients" in self.needs and calibration.task is None:
+            raise ConfigError(f"criterion {name!r} needs a loss. Give `loss=` (--task).")
+        scores = self._score(network, calibration)
+        for axis, score_U in scores.items():
+            if not bool(score_U.isfinite().all()):
+                raise InputError(
+                    f"scores must be finite, but {int((~score_U.isfinite()).sum())} units of axis {axis!r} are not. "
+                    "Look for infinities in the weights, the data or the loss."
+                )
+        return scores
+
+    @abstractmethod
+    def _score(self, network: Network, calibration: Calibration) -> Scores: ...
+
+
+CRITERIA: Registry[type[Criterion]] = Registry("criterion", "metaprune.criteria", home="metaprune.criteria")

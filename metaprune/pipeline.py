@@ -1,0 +1,489 @@
+"""The whole way: trace, score, allocate, cut, verify, heal, measure."""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from metaprune.allocate import ALLOCATORS, Allocator, Problem
+from metaprune.budget import QUANTITIES, Budget, parse_budget
+from metaprune.criteria import CRITERIA, Calibration, Criterion
+from metaprune.data import Dataset, Split
+from metaprune.edits import Keep
+from metaprune.errors import ConfigError, InputError, VerificationError
+from metaprune.files import read_json, write_atomically
+from metaprune.graph import Network, Verification, trace
+from metaprune.graph.surgery import named_tensors
+from metaprune.graph.trace import ExampleInputs
+from metaprune.measure.accuracy import Accuracy, Paired, accuracy, compare
+from metaprune.plans import Plan
+from metaprune.recovery import Context, NoProgress, Progress, Recovered, Recovery, resolve
+from metaprune.recovery._base import no_metrics, on_device
+from metaprune.task import Task, resolve_task
+
+Data = Dataset | Split | Iterable[Any] | Callable[[], Iterator[Any]]
+
+SCHEMA = 1
+CALIBRATION = 2048  # samples that criteria and the re-estimation of norms look at
+CALIBRATION_BATCH = 64
+TOLERANCE = 1e-5  # largest error at which a cut network counts as the masked one
+
+
+def plan(
+    network: Network,
+    budget: str | Budget,
+    criterion: str | Criterion = "l2",
+    allocator: str | Allocator = "global",
+    metanet: str | None = None,
+    round_to: int | None = None,
+    data: Data | None = None,
+    loss: str | Task | Callable[..., Tensor] | None = None,
+    seed: int = 0,
+    *,
+    floor: float = 0.1,
+    calibration: int = CALIBRATION,
+) -> Plan:
+    """Decide what to cut.
+
+    Args:
+        network: A traced network.
+        budget: What it may cost, e.g. ``"macs=0.5"`` or ``"macs=40M,bytes=256KB"``.
+        criterion: What a unit is worth: a registered name, or an instance.
+        allocator: How much each axis may lose: a registered name, or an instance.
+        metanet: A metanetwork to edit or score the network with; none ships with this version.
+        round_to: Sizes of channel and hidden axes are multiples of this; None means 1.
+        data: A dataset (its training split is read), a split, batches, or a function that gives a fresh pass over them.
+        loss: A task name, a task, or ``loss(outputs, targets)``; None means classification.
+        seed: Draws the calibration samples, and all else that is random.
+        floor: Smallest share of every axis that must stay.
+        calibration: Samples to look at.
+
+    Raises:
+        ConfigError: An argument does not fit.
+        BudgetError: The budget cannot be reached; the smallest cost that can is named.
+        InputError: The data cannot be used.
+    """
+    if metanet is not None:
+        raise ConfigError(f"metanet must be None, but is {metanet!r}: no metanetwork ships with this version.")
+    budget = parse_budget(budget)
+    dense = network.cost()
+    limits = budget.absolute({quantity: dense[quantity] for quantity in QUANTITIES})
+    judge = CRITERIA[criterion]() if isinstance(criterion, str) else criterion
+    divide = ALLOCATORS[allocator]() if isinstance(allocator, str) else allocator
+    round_to = 1 if round_to is None else round_to
+    shape = {axis.name: torch.zeros(axis.size) for axis in network.axes if axis.prunable}
+    if not shape:
+        raise ConfigError("the network must have a prunable axis, but all must stay. `metaprune inspect` says why.")
+    Problem(network, shape, limits, floor=floor, round_to=round_to)  # refuses what cannot be reached, before any work
+    task = resolve_task(loss, network.model)
+    batches = None if data is None else calibration_batches(data, calibration, seed)
+    scores = judge.score(network, Calibration(batches, task, seed))
+    problem = Problem(network, scores, limits, judge.additive, floor, round_to)
+    kept = divide.allocate(problem)
+    edits = tuple(
+        Keep(axis.name, axis.size, kept[axis.name])
+        for axis in network.axes
+        if axis.name in kept and len(kept[axis.name]) < axis.size
+    )
+    made_by = {
+        "budget": str(budget),
+        "criterion": criterion if isinstance(criterion, str) else repr(criterion),
+        "allocator": allocator if isinstance(allocator, str) else repr(allocator),
+        "round_to": round_to,
+        "floor": floor,
+        "seed": seed,
+        "calibration": calibration if judge.needs else 0,
+    }
+    return Plan(edits, network.fingerprint, made_by)
+
+
+def calibration_batches(data: Data, samples: int, seed: int) -> Callable[[], Iterator[Any]]:
+    """A function that gives a fresh pass over the same calibration batches.
+
+    Args:
+        data: A dataset (its training split), a split, batches, or such a function.
+        samples: How many samples of a split; batches are taken as they are.
+        seed: Chooses the samples of a split.
+
+    Raises:
+        ConfigError: `samples` is below 1.
+        InputError: There is no batch, or one holds no tensor.
+    """
+    if samples < 1:
+        raise ConfigError(f"`calibration >= 1` must hold, but it is {samples}.")
+    if isinstance(data, (Dataset, Split)):
+        split = data.train if isinstance(data, Dataset) else data
+        chosen = split.subset(min(samples, len(split)), seed)
+        return lambda: chosen.batches(CALIBRATION_BATCH)
+    if callable(data):
+        return data
+    batches = [batch if isinstance(batch, (list, tuple)) else (batch,) for batch in data]
+    if not batches or not all(isinstance(batch[0], Tensor) for batch in batches):
+        raise InputError("data must give batches whose first entry is a tensor, but it gives none.")
+    return lambda: iter(batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a network is worth and what it costs.
+
+    Args:
+        metrics: By name, e.g. ``accuracy`` in percent on the test split; empty where nothing was measured.
+        macs: Multiply-accumulates for one sample.
+        params: Parameters.
+        bytes: Size of parameters and buffers in memory.
+        latency_ms: Median time of one sample in milliseconds, where it was measured.
+    """
+
+    metrics: Mapping[str, float]
+    macs: int
+    params: int
+    bytes: int
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A smaller network and how it came about.
+
+    Args:
+        model: The cut and healed network, in evaluation mode, on the CPU.
+        network: The traced dense network.
+        plan: What was cut.
+        verification: The cut network against the masked one, before healing.
+        before: The dense network.
+        after: The smaller one.
+        accuracy: Accuracies on the test split before, directly after the cut, and at the end; empty without a dataset.
+        difference: Paired difference of the last to the first of these, in points, or None.
+        recovered: What each way of healing did.
+        seconds: Time of each step.
+    """
+
+    model: nn.Module
+    network: Network
+    plan: Plan
+    verification: Verification
+    before: Figures
+    after: Figures
+    accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
+    difference: Paired | None = None
+    recovered: tuple[Recovered, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write plan, weights and example input, all that :func:`load` needs, without pickle.
+
+        Returns:
+            The folder, with ``plan.json``, ``model.safetensors``, ``example.safetensors`` and ``result.json``.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.plan.save(folder / "plan.json")
+        write_atomically(folder / "model.safetensors", save(_stored_tensors(self.model)))
+        kind, tensors = _flatten_example(self.network.example_inputs)
+        write_atomically(folder / "example.safetensors", save(tensors, {"kind": kind}))
+        content = {"schema": SCHEMA, "network": self.network.fingerprint, **self.to_json()}
+        write_atomically(folder / "result.json", json.dumps(content, indent=1).encode())
+        return folder
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers as plain data."""
+        return {
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "error_max": self.verification.max_error,
+            "accuracy": {name: accuracy.to_json() for name, accuracy in self.accuracy.items()},
+            "difference": None if self.difference is None else self.difference.to_json(),
+            "recovery": [{"seconds": done.seconds, "notes": list(done.notes)} for done in self.recovered],
+            "seconds": dict(self.seconds),
+        }
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    budget: str | Budget,
+    *,
+    data: Data | None = None,
+    criterion: str | Criterion | None = None,
+    allocator: str | Allocator = "global",
+    recovery: str | Recovery | Sequence[Recovery] | None = "recalibrate_norm",
+    recovery_options: Mapping[str, Any] | None = None,
+    metanet: str | None = None,
+    loss: str | Task | Callable[..., Tensor] | None = None,
+    round_to: int | None = None,
+    floor: float = 0.1,
+    seed: int = 0,
+    calibration: int = CALIBRATION,
+    accelerator: str = "auto",
+    folder: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    metrics: Callable[[Mapping[str, float], int], None] = no_metrics,
+    step: Callable[[str], None] = lambda description: None,
+) -> Result:
+    """Make a network smaller: the whole way in one call.
+
+    Args:
+        model: The trained network; it is left as it is.
+        example_inputs: A tensor, a sequence of positional arguments, or a mapping of keyword arguments.
+        budget: What the result may cost, e.g. ``"macs=0.5"``.
+        data: As for :func:`plan`. A dataset also gives accuracies: they are measured on its test split and decide
+            nothing.
+        criterion: What a unit is worth; None means ``taylor`` with data and ``l2`` without.
+        allocator: How much each axis may lose.
+        recovery: Names separated by commas, recoveries, or None for none. Without data nothing is recovered.
+        recovery_options: Options of the named recoveries, e.g. ``{"epochs": 3}``.
+        metanet: As for :func:`plan`.
+        loss: As for :func:`plan`.
+        round_to: As for :func:`plan`.
+        floor: As for :func:`plan`.
+        seed: Decides every random number.
+        calibration: Samples that criteria and the re-estimation of norms look at.
+        accelerator: ``auto``, ``cpu`` or ``cuda``: where scores, training and accuracies are computed.
+        folder: Where the plan and checkpoints of training go; None writes nothing.
+        resume: Go on with what an earlier, killed call with the same arguments left in `folder`.
+        progress: Is told about long work.
+        metrics: Gets numbers of training by name and epoch.
+        step: Is told what begins.
+
+    Raises:
+        ConfigError: An argument does not fit; nothing was done.
+        BudgetError: The budget cannot be reached.
+        InputError: Data or weights cannot be used.
+        UnsupportedModelError: The network cannot be traced or cut.
+        VerificationError: The cut network differs from the masked one; it is not handed out.
+    """
+    device = torch_device(accelerator)
+    seconds: dict[str, float] = {}
+    judge = criterion if criterion is not None else ("l2" if data is None else "taylor")
+    recoveries = resolve(recovery if data is not None else None, **dict(recovery_options or {}))
+    dense = model if _is_on(model, device) else copy.deepcopy(model).to(device)
+    with _timed(seconds, "trace", step, "Tracing the network"):
+        network = trace(dense, on_device(example_inputs, device))
+    context = _context(network, data, loss, seed, calibration, device, folder, resume, progress, metrics)
+    for way in recoveries:
+        way.check(dense, context)
+    plan_file = None if folder is None else Path(folder) / "plan.json"
+    with _timed(seconds, "plan", step, "Choosing what to cut"):
+        if resume and plan_file is not None and plan_file.exists():
+            decided = Plan.load(plan_file)
+        else:
+            decided = plan(
+                network, budget, judge, allocator, metanet, round_to, _on_device(data, device), loss, seed,
+                floor=floor, calibration=calibration,
+            )  # fmt: skip
+        if plan_file is not None:
+            decided.save(plan_file)
+    with _timed(seconds, "cut", step, "Cutting"):
+        slim = network.apply(decided)
+    with _timed(seconds, "verify", step, "Verifying"):
+        verification = network.verify(decided, _real_inputs(network, context), slim=slim)
+        if not verification.passed(TOLERANCE):
+            raise VerificationError(
+                f"the cut network must equal the masked one to {TOLERANCE:g} of the largest output, but differs by "
+                f"{verification.max_error:.3g}. Nothing is handed out; please report the model."
+            )
+    accuracies: dict[str, Accuracy] = {}
+    test = data.test if isinstance(data, Dataset) and isinstance(context.task, Task) else None
+    with _timed(seconds, "accuracy", step, "Measuring accuracy"):
+        _measure(accuracies, "dense", dense, test, device, context.progress)
+        _measure(accuracies, "cut", slim, test, device, context.progress)
+    done: list[Recovered] = []
+    for way in recoveries:
+        with _timed(seconds, way.name, step, f"Recovering: {way.name}"):
+            done.append(way.recover(slim, context))
+            slim = done[-1].model
+    if done:
+        _measure(accuracies, "recovered", slim, test, device, context.progress)
+    final = list(accuracies.values())
+    return Result(
+        model=slim.cpu().eval(),
+        network=network,
+        plan=decided,
+        verification=verification,
+        before=_figures(network, None, final[:1]),
+        after=_figures(network, decided, final[-1:]),
+        accuracy=accuracies,
+        difference=compare(final[0], final[-1]) if final else None,
+        recovered=tuple(done),
+        seconds=seconds,
+    )
+
+
+def load(folder: str | Path, model: nn.Module) -> nn.Module:
+    """Rebuild a saved result on a fresh instance of the model class.
+
+    Args:
+        folder: What ``Result.save`` wrote.
+        model: An instance as it was before pruning; its weights play no part, and it is left as it is.
+
+    Returns:
+        The smaller network, bit for bit the saved one, in evaluation mode.
+
+    Raises:
+        InputError: The folder holds no result, or a damaged one.
+        ConfigError: It was made from another architecture.
+    """
+    folder = Path(folder)
+    content = read_json(folder / "result.json", "a saved result")
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise InputError(
+            f"{folder} must hold a result of schema {SCHEMA}, but does not. Give what `Result.save` wrote."
+        )
+    try:
+        with safe_open(folder / "example.safetensors", "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            example = _unflatten_example(file.metadata()["kind"], tensors)
+        stored = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} must hold a whole result, but part of it cannot be read: {error}.") from error
+    network = trace(model, example)
+    if content.get("network") != network.fingerprint:
+        raise ConfigError(
+            f"the saved result must come from this architecture (fingerprint {network.fingerprint}), but comes from "
+            f"{content.get('network')}. Build the model with the arguments that it had."
+        )
+    slim = network.apply(Plan.load(folder / "plan.json"))
+    own = named_tensors(slim)
+    misfits = sorted(name for name in stored if name not in own or own[name].shape != stored[name].shape)
+    if misfits:
+        raise InputError(
+            f"the weights in {folder} must fit its plan, but {misfits[0]!r} does not. The folder is damaged."
+        )
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            own[name].copy_(tensor)
+    return slim.eval()
+
+
+def torch_device(accelerator: str) -> torch.device:
+    """The device that ``--accelerator`` means.
+
+    Raises:
+        ConfigError: It is none of ``auto``, ``cpu`` and ``cuda``, or there is no GPU.
+    """
+    if accelerator not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"accelerator must be auto, cpu or cuda, but is {accelerator!r}.")
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("accelerator 'cuda' needs a GPU that torch can see, but there is none. Use auto or cpu.")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str, step: Callable[[str], None], description: str) -> Iterator[None]:
+    step(description)
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def _is_on(model: nn.Module, device: torch.device) -> bool:
+    return all(tensor.device.type in (device.type, "meta") for tensor in named_tensors(model).values())
+
+
+def _on_device(data: Data | None, device: torch.device) -> Data | None:
+    """The same data, with calibration batches on a device."""
+    if data is None or device.type == "cpu":
+        return data
+    fresh = calibration_batches(data, CALIBRATION, 0)
+    return lambda: (on_device(batch, device) for batch in fresh())
+
+
+def _context(
+    network: Network,
+    data: Data | None,
+    loss: str | Task | Callable[..., Tensor] | None,
+    seed: int,
+    samples: int,
+    device: torch.device,
+    folder: str | Path | None,
+    resume: bool,
+    progress: Progress | None,
+    metrics: Callable[[Mapping[str, float], int], None],
+) -> Context:
+    return Context(
+        train=data.train if isinstance(data, Dataset) else data if isinstance(data, Split) else None,
+        calibration=None if data is None else calibration_batches(data, samples, seed),
+        task=resolve_task(loss, network.model),
+        dense=network.model,
+        device=device,
+        seed=seed,
+        folder=None if folder is None else Path(folder) / "checkpoints",
+        resume=resume,
+        progress=progress or NoProgress(),
+        metrics=metrics,
+    )
+
+
+def _real_inputs(network: Network, context: Context) -> ExampleInputs | None:
+    """A calibration batch to verify on, where the network takes one tensor; else the example inputs serve."""
+    if context.calibration is None or not isinstance(network.example_inputs, Tensor):
+        return None
+    batch = next(context.calibration(), None)
+    return None if batch is None else on_device(batch[0], context.device)
+
+
+def _measure(
+    into: dict[str, Accuracy], name: str, model: nn.Module, test: Split | None, device: torch.device, progress: Progress
+) -> None:
+    if test is None:
+        return
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    progress.start(len(test), "images", f"accuracy of the {name} network")
+    seen = 0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal seen
+        progress.advance(done - seen)
+        seen = done
+
+    try:
+        into[name] = accuracy(lambda x: model(x.to(device)), test, progress=advance)
+    finally:
+        progress.close()
+        for module, training in flags.items():
+            module.training = training
+
+
+def _figures(network: Network, plan: Plan | None, measured: Sequence[Accuracy]) -> Figures:
+    cost = network.cost(None if plan is None else network.sizes(plan))
+    metrics = {"accuracy": measured[0].top1} if measured else {}
+    return Figures(metrics=metrics, macs=cost.macs, params=cost.params, bytes=cost.bytes)
+
+
+def _stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer once, under its first name, as memory of its own."""
+    first: dict[int, str] = {}
+    for name, tensor in named_tensors(model).items():
+        first.setdefault(id(tensor), name)
+    tensors = named_tensors(model)
+    return {name: tensors[name].detach().cpu().contiguous().clone() for name in first.values()}
+
+
+def _flatten_example(example: ExampleInputs) -> tuple[str, dict[str, Tensor]]:
+    if isinstance(example, Tensor):
+        return "tensor", {"0": example.detach().cpu().contiguous()}
+    items = example.items() if isinstance(example, Mapping) else ((str(k), item) for k, item in enumerate(example))
+    kind = "mapping" if isinstance(example, Mapping) else "sequence"
+    tensors = dict(items)
+    other = [name for name, item in tensors.items() if not isinstance(item, Tensor)]
+    if other:
+        raise InputError(f"only example inputs made of tensors can be saved, but {other[0]!r} is none.")
+    return kind, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _unflatten_example(kind: str, tensors: Mapping[str, Tensor]) -> ExampleInputs:
+    if kind == "tensor":
+        return tensors["0"]
+    return dict(tensors) if kind == "mapping" else tuple(tensors[str(k)] for k in range(len(tensors)))
