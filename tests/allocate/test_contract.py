@@ -1,0 +1,155 @@
+"""What every allocator promises, run for every registered name."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metaprune import zoo
+from metaprune.allocate import ALLOCATORS, Allocator, Problem
+from metaprune.errors import BudgetError, ConfigError
+from metaprune.graph import Network, trace
+
+NETWORKS = {name: trace(zoo.build(name), zoo.example_inputs(name)) for name in ("digits_cnn", "vit_tiny", "gru_classifier")}
+
+
+def scores(network: Network, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        axis.name: torch.rand(axis.size, generator=generator, dtype=torch.float64) ** 3
+        for axis in network.axes
+        if axis.prunable
+    }
+
+
+def problem(name: str = "digits_cnn", budget: float = 0.5, quantity: str = "macs", **options: object) -> Problem:
+    network = NETWORKS[name]
+    return Problem(network, scores(network), {quantity: budget * network.cost()[quantity]}, **options)  # type: ignore[arg-type]
+
+
+def sizes(problem: Problem, kept: dict[str, tuple[int, ...]]) -> np.ndarray:
+    out = problem.full.copy()
+    for name, ranks in kept.items():
+        out[problem.network.index(name)] = len(ranks)
+    return out
+
+
+@pytest.fixture(params=list(ALLOCATORS))
+def allocator(request: pytest.FixtureRequest) -> Allocator:
+    return ALLOCATORS[request.param]()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    which=st.sampled_from(list(NETWORKS)),
+    budget=st.floats(0.15, 1),
+    quantity=st.sampled_from(["macs", "params", "bytes", "activations"]),
+    additive=st.booleans(),
+    round_to=st.sampled_from([1, 4, 8]),
+    name=st.sampled_from(list(ALLOCATORS)),
+)
+def test_every_limit_is_met_from_below(
+    which: str, budget: float, quantity: str, additive: bool, round_to: int, name: str
+) -> None:
+    try:
+        asked = problem(which, budget, quantity, additive=additive, round_to=round_to, floor=0.05)
+    except BudgetError as error:
+        assert "cannot go below" in str(error)
+        return
+    kept = ALLOCATORS[name]().allocate(asked)
+    left = sizes(asked, kept)
+    assert asked.network.cost(left)[quantity] <= asked.limits[quantity]
+    for axis in asked.axes:
+        ranks = kept[axis.name]
+        assert list(ranks) == sorted(set(ranks))
+        assert max(1, math.ceil(0.05 * axis.size)) <= len(ranks) <= axis.size
+        if axis.kind in ("channel", "hidden"):
+            assert len(ranks) % round_to == 0 or len(ranks) == axis.size
+        best = asked.scores[axis.name].sort(descending=True).values[: len(ranks)]
+        torch.testing.assert_close(asked.scores[axis.name][list(ranks)].sort(descending=True).values, best)
+
+
+def test_nothing_more_fits(allocator: Allocator) -> None:
+    asked = problem(additive=True)
+    left = sizes(asked, allocator.allocate(asked))
+    for axis in asked.axes:
+        grown = left.copy()
+        grown[asked.network.index(axis.name)] += 1
+        assert left[asked.network.index(axis.name)] == axis.size or not asked.fits(grown)
+
+
+def test_the_whole_budget_changes_nothing(allocator: Allocator) -> None:
+    asked = problem(budget=1.0)
+    assert all(len(ranks) == asked.network.axis(name).size for name, ranks in allocator.allocate(asked).items())
+
+
+def test_several_limits_hold_at_once(allocator: Allocator) -> None:
+    network = NETWORKS["digits_cnn"]
+    dense = network.cost()
+    asked = Problem(network, scores(network), {"macs": 0.7 * dense.macs, "params": 0.3 * dense.params}, True)
+    cost = network.cost(sizes(asked, allocator.allocate(asked)))
+    assert cost.macs <= 0.7 * dense.macs
+    assert cost.params <= 0.3 * dense.params
+
+
+def test_the_same_problem_has_the_same_answer(allocator: Allocator) -> None:
+    assert allocator.allocate(problem()) == allocator.allocate(problem())
+
+
+def test_an_axis_without_scores_keeps_its_units(allocator: Allocator) -> None:
+    network = NETWORKS["digits_cnn"]
+    known = scores(network)
+    left_out = next(iter(known))
+    del known[left_out]
+    kept = allocator.allocate(Problem(network, known, {"macs": 0.8 * network.cost().macs}))
+    assert left_out not in kept
+
+
+def test_a_budget_below_the_floors_names_what_can_be_reached() -> None:
+    with pytest.raises(BudgetError, match=r"cannot go below \d+ \(0\.\d+ of the dense network\)"):
+        problem(budget=0.001)
+
+
+@pytest.mark.parametrize("options", [{"floor": -0.1}, {"floor": 1.5}, {"round_to": 0}])
+def test_numbers_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="must hold"):
+        problem(**options)  # type: ignore[arg-type]
+
+
+def test_uniform_keeps_the_same_share() -> None:
+    asked = problem("digits_cnn", 0.4)
+    kept = ALLOCATORS["uniform"]().allocate(asked)
+    shares = [len(kept[axis.name]) / axis.size for axis in asked.axes]
+    assert max(shares) - min(shares) < 0.15  # units are whole, and what rounding left is given back
+
+
+def test_global_removes_the_lowest_scores_first() -> None:
+    asked = problem("digits_cnn", 0.6, floor=0.0)
+    kept = ALLOCATORS["global"]().allocate(asked)
+    removed = [
+        float(asked.scores[axis.name][rank])
+        for axis in asked.axes
+        for rank in set(range(axis.size)) - set(kept[axis.name])
+    ]
+    stay = [float(asked.scores[name][rank]) for name, ranks in kept.items() for rank in ranks]
+    # One threshold, up to what the limit left over and was given back.
+    assert np.quantile(removed, 0.9) <= np.quantile(stay, 0.2)
+
+
+def test_global_weighs_additive_scores_by_cost() -> None:
+    """With equal scores, the units that cost most leave first."""
+    network = NETWORKS["digits_cnn"]
+    equal = {axis.name: torch.ones(axis.size, dtype=torch.float64) for axis in network.axes if axis.prunable}
+    asked = Problem(network, equal, {"params": 0.7 * network.cost().params}, additive=True, floor=0.0)
+    left = sizes(asked, ALLOCATORS["global"]().allocate(asked))
+    saving = {}
+    for axis in asked.axes:
+        without = asked.full.copy()
+        without[network.index(axis.name)] -= 1
+        saving[axis.name] = network.cost().params - network.cost(without).params
+    dearest = max(saving, key=lambda name: saving[name])
+    shares = {axis.name: left[network.index(axis.name)] / axis.size for axis in asked.axes}
+    assert shares[dearest] == min(shares.values())

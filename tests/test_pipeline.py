@@ -1,0 +1,192 @@
+"""The whole way on real digits, its promises and its refusals."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import metaprune as mp
+from metaprune import data, zoo
+from metaprune.errors import BudgetError, ConfigError, InputError, VerificationError
+from metaprune.pipeline import Result, calibration_batches
+from metaprune.recovery import Context, resolve
+
+DIGITS = data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    """A small network that has learnt digits."""
+    torch.manual_seed(0)
+    finetune = resolve("finetune", epochs=15, lr=0.1, batch_size=64, recalibrate=False)[0]
+    return finetune.recover(zoo.build("digits_cnn"), Context(train=DIGITS.train)).model.eval()
+
+
+@pytest.fixture(scope="module")
+def example() -> torch.Tensor:
+    return next(DIGITS.train.batches(2))[0]
+
+
+@pytest.fixture(scope="module")
+def result(trained: nn.Module, example: torch.Tensor) -> Result:
+    return mp.prune(trained, example, "macs=0.5", data=DIGITS, recovery="recalibrate_norm")
+
+
+def test_half_the_macs_are_gone_and_the_network_still_reads(result: Result) -> None:
+    assert 0.4 * result.before.macs < result.after.macs <= 0.5 * result.before.macs
+    assert result.after.params < result.before.params
+    assert result.verification.max_error < 1e-5
+    accuracy = {name: entry.top1 for name, entry in result.accuracy.items()}
+    assert accuracy["dense"] > 95
+    assert accuracy["recovered"] > accuracy["cut"]
+    assert result.after.metrics["accuracy"] == accuracy["recovered"]
+    assert result.difference is not None
+    assert result.difference.difference == pytest.approx(accuracy["recovered"] - accuracy["dense"])
+
+
+def test_the_given_network_is_left_alone(trained: nn.Module, example: torch.Tensor) -> None:
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    mp.prune(trained.train(), example, "macs=0.7", data=DIGITS)
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
+    assert all(module.training for module in trained.modules())
+    trained.eval()
+
+
+def test_the_same_call_gives_the_same_network(trained: nn.Module, example: torch.Tensor, result: Result) -> None:
+    again = mp.prune(trained, example, "macs=0.5", data=DIGITS, recovery="recalibrate_norm")
+    assert again.plan == result.plan
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(tensor, result.model.state_dict()[name]), name
+
+
+def test_a_saved_result_is_rebuilt_bit_for_bit_in_a_fresh_process(result: Result, tmp_path: Path) -> None:
+    folder = result.save(tmp_path / "result")
+    x = DIGITS.test.images()
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    code = f"""
+import torch, metaprune as mp
+from metaprune import zoo
+from safetensors.torch import load_file, save_file
+torch.set_num_threads(1)
+model = mp.load({str(folder)!r}, zoo.build("digits_cnn"))
+with torch.no_grad():
+    save_file({{"y": model(load_file({str(tmp_path / "x.safetensors")!r})["x"])}}, {str(tmp_path / "y.safetensors")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    from safetensors.torch import load_file
+
+    with torch.no_grad():
+        assert torch.equal(load_file(tmp_path / "y.safetensors")["y"], result.model(x))
+
+
+def test_a_damaged_or_foreign_result_is_refused(result: Result, tmp_path: Path) -> None:
+    folder = result.save(tmp_path / "result")
+    with pytest.raises(ConfigError, match="must come from this architecture"):
+        mp.load(folder, zoo.build("digits_cnn", num_classes=7))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be read"):
+        mp.load(folder, zoo.build("digits_cnn"))
+    with pytest.raises(InputError, match="does not exist"):
+        mp.load(tmp_path / "nothing", zoo.build("digits_cnn"))
+
+
+def test_without_data_weights_decide_and_nothing_is_recovered(trained: nn.Module, example: torch.Tensor) -> None:
+    result = mp.prune(trained, example, "params=0.5")
+    assert result.plan.made_by["criterion"] == "l2"
+    assert result.accuracy == {}
+    assert result.recovered == ()
+
+
+def test_a_loss_of_the_users_own(trained: nn.Module, example: torch.Tensor) -> None:
+    network = mp.trace(trained, example)
+    batches = list(DIGITS.train.subset(64, 0).batches(32))
+    plan = mp.plan(network, "macs=0.6", "taylor", data=batches, loss=lambda y, t: nn.functional.cross_entropy(y, t))
+    same = mp.plan(network, "macs=0.6", "taylor", data=lambda: iter(batches), loss="classification")
+    assert plan.edits == same.edits
+    without_labels = mp.plan(network, "macs=0.6", "taylor", data=[x for x, _ in batches], loss="feature_matching")
+    assert without_labels.edits
+
+
+def test_resume_takes_the_plan_that_was_made(trained: nn.Module, example: torch.Tensor, tmp_path: Path) -> None:
+    first = mp.prune(trained, example, "macs=0.5", data=DIGITS, criterion="random", folder=tmp_path, seed=1)
+    again = mp.prune(trained, example, "macs=0.5", data=DIGITS, criterion="l2", folder=tmp_path, seed=1, resume=True)
+    assert again.plan == first.plan
+
+
+def test_a_cut_that_is_not_the_masked_network_is_not_handed_out(
+    trained: nn.Module, example: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metaprune.graph import Network
+
+    cut = Network.apply
+
+    def broken(self: Network, plan: mp.Plan) -> nn.Module:
+        slim = cut(self, plan)
+        with torch.no_grad():
+            next(slim.parameters())[0].mul_(1.01)
+        return slim
+
+    monkeypatch.setattr(Network, "apply", broken)
+    with pytest.raises(VerificationError, match="Nothing is handed out"):
+        mp.prune(trained, example, "macs=0.5")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"budget": "macs=0"}, BudgetError, "above 0"),
+        ({"budget": "macs=1.5"}, BudgetError, "cannot go below"),
+        ({"budget": "macs=1e12"}, BudgetError, "at most the dense network"),
+        ({"budget": "macs=0.001"}, BudgetError, "cannot go below"),
+        ({"criterion": "tailor"}, ConfigError, "Did you mean 'taylor'"),
+        ({"allocator": "gobal"}, ConfigError, "Did you mean 'global'"),
+        ({"recovery": "finetun"}, ConfigError, "Did you mean 'finetune'"),
+        ({"metanet": "default"}, ConfigError, "no metanetwork ships"),
+        ({"accelerator": "tpu"}, ConfigError, "auto, cpu or cuda"),
+        ({"calibration": 0}, ConfigError, "calibration >= 1"),
+        ({"data": []}, InputError, "gives none"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_nothing_written(
+    trained: nn.Module, example: torch.Tensor, tmp_path: Path, options: dict, error: type, message: str
+) -> None:
+    arguments = {"budget": "macs=0.5", "data": DIGITS} | options
+    with pytest.raises(error, match=message):
+        mp.prune(trained, example, folder=tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_with_nothing_to_cut_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must have a prunable axis"):
+        mp.plan(mp.trace(nn.Linear(3, 2), torch.randn(2, 3)), "macs=0.5")
+
+
+def test_calibration_batches_are_the_same_every_pass() -> None:
+    fresh = calibration_batches(DIGITS, 100, seed=1)
+    first, second = (torch.cat([x for x, _ in fresh()]) for _ in range(2))
+    assert torch.equal(first, second)
+    assert len(first) == 100
+    other = torch.cat([x for x, _ in calibration_batches(DIGITS, 100, seed=2)()])
+    assert not torch.equal(first, other)
+
+    def endless() -> Iterator[object]:
+        yield from DIGITS.train.batches(8)
+
+    assert calibration_batches(endless, 5, 0) is endless
+
+
+@pytest.mark.long
+def test_resnet20_on_real_images_beats_chance_by_far(cifar10: Path, cifar10_weights: Path) -> None:
+    """The way of the README's first line: the given weights, Taylor, half the MACs, norms re-estimated."""
+    model = zoo.build("cifar_resnet20")
+    zoo.load_weights(model, cifar10_weights / "cifar10_resnet20.safetensors")
+    images = data.load(f"cifar10:{cifar10}")
+    result = mp.prune(model, next(images.train.batches(2))[0], "macs=0.5", data=images)
+    assert result.after.metrics["accuracy"] > 70
+    assert result.verification.max_error < 1e-5

@@ -1,0 +1,59 @@
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from metaprune.errors import ConfigError
+from metaprune.task import Classification, CustomLoss, FeatureMatching, Task, resolve_task
+
+BATCH = (torch.randn(4, 3), torch.tensor([0, 1, 2, 1]))
+
+
+def test_classification_is_cross_entropy() -> None:
+    model = nn.Linear(3, 5)
+    assert torch.equal(Classification().step(model, BATCH), F.cross_entropy(model(BATCH[0]), BATCH[1]))
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        Classification(label_smoothing=1.0)
+
+
+def test_feature_matching_needs_no_labels_and_is_zero_at_the_dense_network() -> None:
+    dense = nn.Linear(3, 5)
+    task = resolve_task("feature_matching", dense)
+    assert isinstance(task, FeatureMatching)
+    assert float(task.step(dense, (BATCH[0],)).detach()) == 0
+    assert float(task.step(nn.Linear(3, 5), (BATCH[0],)).detach()) > 0
+
+
+def test_a_function_is_a_loss() -> None:
+    task = resolve_task(lambda outputs, targets: outputs.sum() * 0 + 7, nn.Identity())
+    assert isinstance(task, CustomLoss)
+    assert float(task.step(nn.Identity(), BATCH)) == 7
+
+
+def test_names_tasks_and_factories_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_task(None, nn.Identity()) == Classification()
+    assert resolve_task("classification", nn.Identity()) == Classification()
+    own = Classification(label_smoothing=0.1)
+    assert resolve_task(own, nn.Identity()) is own
+    module = types.ModuleType("my_tasks")
+    module.make = lambda: own  # type: ignore[attr-defined]
+    module.bad = lambda: 3  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_tasks", module)
+    assert resolve_task("my_tasks:make", nn.Identity()) is own
+    with pytest.raises(ConfigError, match="must return"):
+        resolve_task("my_tasks:bad", nn.Identity())
+    with pytest.raises(ConfigError, match="Did you mean 'classification'"):
+        resolve_task("clasification", nn.Identity())
+    with pytest.raises(ConfigError, match="neither a task"):
+        resolve_task("no_such_module:make", nn.Identity())
+
+
+def test_a_task_is_a_loss_and_little_else() -> None:
+    class Own(Task):
+        def loss(self, outputs: torch.Tensor, batch: object) -> torch.Tensor:
+            return outputs.mean()
+
+    assert Own().step(nn.Identity(), BATCH) == BATCH[0].mean()
