@@ -1,0 +1,41 @@
+"""Recoveries: bring the accuracy of a cut network back, one method per file.
+
+>>> import torch
+>>> from metaprune import zoo
+>>> from metaprune.data import load
+>>> digits = load("digits")
+>>> context = Context(calibration=lambda: digits.train.subset(256, seed=0).batches(64))
+>>> recovered = resolve("recalibrate_norm")[0].recover(zoo.build("digits_cnn").eval(), context)
+>>> bool((recovered.model.bn1.running_mean == 0).any())
+False
+"""
+
+from metaprune.recovery._base import (
+    RECOVERIES,
+    Context,
+    NoProgress,
+    Progress,
+    Recovered,
+    Recovery,
+    TrainingData,
+    no_metrics,
+    on_device,
+    resolve,
+)
+from metaprune.recovery.finetune import Finetune
+from metaprune.recovery.recalibrate_norm import RecalibrateNorm
+
+__all__ = [
+    "RECOVERIES",
+    "Context",
+    "Finetune",
+    "NoProgress",
+    "Progress",
+    "RecalibrateNorm",
+    "Recovered",
+    "Recovery",
+    "TrainingData",
+    "no_metrics",
+    "on_device",
+    "resolve",
+]
