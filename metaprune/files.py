@@ -1,12 +1,25 @@
 """Files that are whole or absent: a kill at any moment leaves the old content or the new."""
 
+import errno
 import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from metaprune.errors import InputError
+from metaprune.errors import InputError, ResourceError
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        InputError: Something that is no folder stands in the way, or it must not be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} must be a folder that can be made, but {error.strerror}.") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -14,6 +27,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Raises:
         InputError: The folder cannot be written.
+        ResourceError: The disk is full.
     """
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -26,8 +40,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                f"{path} needs {len(content)} bytes, but the disk is full. Nothing was lost."
+            ) from error
         raise
 
 

@@ -22,8 +22,8 @@ from metaprune.edits import Keep
 from metaprune.errors import ConfigError, InputError, VerificationError
 from metaprune.files import read_json, write_atomically
 from metaprune.graph import Network, Verification, trace
-from metaprune.graph.surgery import named_tensors
 from metaprune.graph.trace import ExampleInputs
+from metaprune.graph.twin import named_tensors
 from metaprune.measure.accuracy import Accuracy, Paired, accuracy, compare
 from metaprune.plans import Plan
 from metaprune.recovery import Context, NoProgress, Progress, Recovered, Recovery, resolve
@@ -75,15 +75,10 @@ def plan(
     if metanet is not None:
         raise ConfigError(f"metanet must be None, but is {metanet!r}: no metanetwork ships with this version.")
     budget = parse_budget(budget)
-    dense = network.cost()
-    limits = budget.absolute({quantity: dense[quantity] for quantity in QUANTITIES})
+    round_to = 1 if round_to is None else round_to
     judge = CRITERIA[criterion]() if isinstance(criterion, str) else criterion
     divide = ALLOCATORS[allocator]() if isinstance(allocator, str) else allocator
-    round_to = 1 if round_to is None else round_to
-    shape = {axis.name: torch.zeros(axis.size) for axis in network.axes if axis.prunable}
-    if not shape:
-        raise ConfigError("the network must have a prunable axis, but all must stay. `metaprune inspect` says why.")
-    Problem(network, shape, limits, floor=floor, round_to=round_to)  # refuses what cannot be reached, before any work
+    limits = reachable_limits(network, budget, floor=floor, round_to=round_to)
     task = resolve_task(loss, network.model)
     batches = None if data is None else calibration_batches(data, calibration, seed)
     scores = judge.score(network, Calibration(batches, task, seed))
@@ -104,6 +99,30 @@ def plan(
         "calibration": calibration if judge.needs else 0,
     }
     return Plan(edits, network.fingerprint, made_by)
+
+
+def reachable_limits(
+    network: Network, budget: str | Budget, *, floor: float = 0.1, round_to: int = 1
+) -> dict[str, float]:
+    """What a budget allows of each quantity, in absolute numbers, if some allocation can meet it.
+
+    Args:
+        network: A traced network.
+        budget: As for :func:`plan`.
+        floor: Likewise.
+        round_to: Likewise, at least 1.
+
+    Raises:
+        ConfigError: A number is out of range, or the network has no axis that may be cut.
+        BudgetError: It is no budget, or one that cannot be reached; the smallest cost that can is named.
+    """
+    dense = network.cost()
+    limits = parse_budget(budget).absolute({quantity: dense[quantity] for quantity in QUANTITIES})
+    shape = {axis.name: torch.zeros(axis.size) for axis in network.axes if axis.prunable}
+    if not shape:
+        raise ConfigError("the network must have a prunable axis, but all must stay. `metaprune inspect` says why.")
+    Problem(network, shape, limits, floor=floor, round_to=round_to)  # refuses what cannot be reached
+    return limits
 
 
 def calibration_batches(data: Data, samples: int, seed: int) -> Callable[[], Iterator[Any]]:
@@ -340,14 +359,11 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         raise InputError(
             f"{folder} must hold a result of schema {SCHEMA}, but does not. Give what `Result.save` wrote."
         )
+    network = trace(model, load_example(folder))
     try:
-        with safe_open(folder / "example.safetensors", "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-            example = _unflatten_example(file.metadata()["kind"], tensors)
         stored = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{folder} must hold a whole result, but part of it cannot be read: {error}.") from error
-    network = trace(model, example)
     if content.get("network") != network.fingerprint:
         raise ConfigError(
             f"the saved result must come from this architecture (fingerprint {network.fingerprint}), but comes from "
@@ -364,6 +380,23 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         for name, tensor in stored.items():
             own[name].copy_(tensor)
     return slim.eval()
+
+
+def load_example(folder: str | Path) -> ExampleInputs:
+    """The example input of a saved result.
+
+    Args:
+        folder: What ``Result.save`` wrote.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    try:
+        with safe_open(Path(folder) / "example.safetensors", "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            return _unflatten_example(file.metadata()["kind"], tensors)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} must hold a whole result, but part of it cannot be read: {error}.") from error
 
 
 def torch_device(accelerator: str) -> torch.device:

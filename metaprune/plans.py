@@ -5,6 +5,7 @@ carry tensors), loaded, and applied to a fresh instance of the same network. The
 :mod:`metaprune.edits`, one file each. (The module is not called ``plan``, because ``metaprune.plan`` is a function.)
 """
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
-from metaprune.errors import InputError
-from metaprune.files import read_json, write_atomically
+from metaprune.errors import ConfigError, InputError
+from metaprune.files import make_folder, read_json, write_atomically
 from metaprune.registry import Registry
 
 if TYPE_CHECKING:
@@ -81,6 +82,19 @@ class Plan:
     network: str = ""
     made_by: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """What is saved is what is compared: lists and plain dicts.
+
+        Raises:
+            ConfigError: `made_by` holds something that is no JSON value.
+        """
+        try:
+            plain = json.loads(json.dumps(dict(self.made_by)))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"made_by must hold plain JSON values, but {error}.") from error
+        object.__setattr__(self, "edits", tuple(self.edits))
+        object.__setattr__(self, "made_by", plain)
+
     def draft(self) -> Draft:
         """What the edits ask for, together."""
         draft = Draft()
@@ -89,30 +103,41 @@ class Plan:
         return draft
 
     def save(self, path: str | Path) -> Path:
-        """Write the plan as JSON, and its tensors, if any, to the same name with ``.safetensors``.
+        """Write the plan as JSON. Tensors that edits carry go beside it, into a file named after their content.
+
+        The JSON names that file and its hash and is written last, so a kill leaves the old plan or the new one.
 
         Args:
             path: ``plan.json``, or any name; its folder is made.
 
         Returns:
             The path written.
+
+        Raises:
+            InputError: The folder cannot be written.
         """
         from safetensors.torch import save
 
         path = Path(path)
-        edits: list[dict[str, Any]] = []
-        tensors: dict[str, Tensor] = {}
-        for k, edit in enumerate(self.edits):
-            edits.append({"edit": edit.kind, **edit.to_json()})
-            tensors |= {f"{k}/{name}": tensor.contiguous() for name, tensor in edit.tensors().items()}
-        content = {"schema": SCHEMA, "network": self.network, "made_by": dict(self.made_by), "edits": edits}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".safetensors")
+        content: dict[str, Any] = {"schema": SCHEMA, "network": self.network, "made_by": self.made_by}
+        content["edits"] = [{"edit": edit.kind, **edit.to_json()} for edit in self.edits]
+        tensors = {
+            f"{k}/{name}": tensor.detach().cpu().contiguous().clone()  # of its own memory, as safetensors wants it
+            for k, edit in enumerate(self.edits)
+            for name, tensor in edit.tensors().items()
+        }
+        data = save(tensors) if tensors else b""
         if tensors:
-            write_atomically(beside, save(tensors))
-        else:
-            beside.unlink(missing_ok=True)
-        write_atomically(path, json.dumps(content, indent=1).encode())
+            digest = hashlib.sha256(data).hexdigest()
+            content["tensors"] = {"file": f"{path.stem}-{digest[:12]}.safetensors", "sha256": digest}
+        text = json.dumps(content, indent=1)
+        make_folder(path.parent)
+        before = _named_tensors(path)
+        if tensors:
+            write_atomically(path.parent / content["tensors"]["file"], data)
+        write_atomically(path, text.encode())
+        if before and before != content.get("tensors", {}).get("file"):
+            (path.parent / before).unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -122,25 +147,54 @@ class Plan:
         Raises:
             InputError: No such file, no plan, a damaged one, or one of another schema version.
         """
-        from safetensors.torch import load_file
-
         path = Path(path)
         content = read_json(path, "a plan")
-        if not isinstance(content, dict) or "edits" not in content:
-            raise InputError(
-                f"{path} must be a plan (an object with `edits`), but it is not. Give a file that `save` wrote."
-            )
+        if not isinstance(content, dict) or not isinstance(content.get("edits"), list):
+            raise InputError(f"{path} must be a plan (an object with a list `edits`), but is not.")
         if content.get("schema") != SCHEMA:
             raise InputError(
                 f"{path} has schema {content.get('schema')!r}, but this version reads {SCHEMA}. Make the plan again."
             )
-        beside = path.with_suffix(".safetensors")
-        stored: dict[str, Tensor] = load_file(beside) if beside.exists() else {}
+        unknown = set(content) - {"schema", "network", "made_by", "edits", "tensors"}
+        network, made_by = content.get("network"), content.get("made_by")
+        if unknown or not isinstance(network, str) or not isinstance(made_by, dict):
+            raise InputError(f"{path} is damaged: {sorted(unknown) or 'network or made_by'} cannot be read.")
+        stored = _read_tensors(path, content.get("tensors"))
         edits = []
         for k, data in enumerate(content["edits"]):
-            own = {name.partition("/")[2]: tensor for name, tensor in stored.items() if name.startswith(f"{k}/")}
+            own = {name.partition("/")[2]: stored.pop(name) for name in list(stored) if name.startswith(f"{k}/")}
             try:
-                edits.append(EDITS[data["edit"]].from_json(data, own))
-            except (KeyError, TypeError, ValueError) as error:
+                data = dict(data)
+                edits.append(EDITS[data.pop("edit")].from_json(data, own))
+            except (KeyError, TypeError, ValueError, ConfigError) as error:
                 raise InputError(f"edit {k} of {path} is damaged ({type(error).__name__}: {error}).") from error
-        return cls(tuple(edits), content.get("network", ""), content.get("made_by", {}))
+        if stored:
+            raise InputError(f"{path} is damaged: tensor {next(iter(stored))!r} belongs to no edit.")
+        return cls(tuple(edits), network, made_by)
+
+
+def _named_tensors(path: Path) -> str | None:
+    """The file that the plan now at `path`, if there is one, keeps its tensors in."""
+    try:
+        name = json.loads(path.read_text())["tensors"]["file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) and Path(name).name == name else None
+
+
+def _read_tensors(path: Path, named: Any) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    if named is None:
+        return {}
+    try:
+        name, digest = str(named["file"]), named["sha256"]
+        beside = path.parent / name
+        if Path(name).name != name:
+            raise InputError(f"{path} must name a file beside it for its tensors, but names {name!r}.")
+        data = beside.read_bytes()
+    except (OSError, KeyError, TypeError) as error:
+        raise InputError(f"the tensors of {path} cannot be read ({type(error).__name__}: {error}).") from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise InputError(f"{beside} is damaged: its content is not the one that {path.name} was written with.")
+    return load(data)

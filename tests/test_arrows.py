@@ -54,7 +54,10 @@ def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
             continue
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno} imports relatively"
-            names = [f"{node.module}.{alias.name}" if node.module == "metaprune" else str(node.module) for alias in node.names]
+            names = [
+                f"{node.module}.{alias.name}" if node.module == "metaprune" else str(node.module)
+                for alias in node.names
+            ]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -65,7 +68,9 @@ def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, parts[1]
 
 
-@pytest.mark.parametrize(("room", "path"), [pytest.param(room, path, id=str(path.relative_to(ROOT))) for room, path in files()])
+@pytest.mark.parametrize(
+    ("room", "path"), [pytest.param(room, path, id=str(path.relative_to(ROOT))) for room, path in files()]
+)
 def test_a_file_imports_only_from_the_left(room: str, path: Path) -> None:
     if room == "__init__":
         return  # the package's front door names rooms without importing them

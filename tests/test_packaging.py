@@ -61,7 +61,9 @@ def modules(package: str) -> list[str]:
     return [package, *(info.name for info in pkgutil.walk_packages(home.__path__, f"{package}."))]
 
 
-@pytest.mark.parametrize("name", [name for package in ("metaprune.search", "metaprune.export") for name in modules(package)])
+@pytest.mark.parametrize(
+    "name", [name for package in ("metaprune.search", "metaprune.export") for name in modules(package)]
+)
 def test_doctests_of_mapped_folders(name: str) -> None:
     if name.endswith("_job"):
         pytest.skip("a script for a fresh process")

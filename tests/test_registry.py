@@ -15,13 +15,15 @@ def test_names_are_unique_and_listed() -> None:
     assert len(registry) == 2
     with pytest.raises(ConfigError, match="registered already"):
         registry.register("a")(float)
-    with pytest.raises(ConfigError, match="no thing is named 'c'.*Known: a, b"):
+    with pytest.raises(ConfigError, match=r"no thing is named 'c'.*Known: a, b"):
         registry["c"]
 
 
 def test_a_broken_plugin_is_kept_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = EntryPoint("broken", "no_such_module_of_anybody", "metaprune.things")
-    monkeypatch.setattr("metaprune.registry.entry_points", lambda group: [broken] if group == "metaprune.things" else [])
+    monkeypatch.setattr(
+        "metaprune.registry.entry_points", lambda group: [broken] if group == "metaprune.things" else []
+    )
     registry: Registry[type] = Registry("thing", "metaprune.things")
     registry.register("a")(int)
     assert registry["a"] is int

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
+from metaprune.errors import ConfigError
 from metaprune.plans import EDITS, Draft, Edit
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ class Keep(Edit):
     axis: str
     size: int
     kept: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kept", tuple(self.kept))
+        whole = all(type(number) is int for number in (self.size, *self.kept))
+        if not isinstance(self.axis, str) or not whole:
+            raise ConfigError(f"an axis is named by text and units by integers, but {self.axis!r} keeps {self.kept!r}.")
 
     def check(self, network: "Network") -> str | None:
         """The axis exists, is prunable and of that size, and some units stay."""
@@ -56,7 +63,9 @@ class Keep(Edit):
     @classmethod
     def from_json(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Read back."""
-        return cls(str(data["axis"]), int(data["size"]), tuple(int(rank) for rank in data["kept"]))
+        if tensors or not isinstance(data["kept"], list):
+            raise TypeError("kept ranks must be a list, without tensors")
+        return cls(**data)
 
 
 def _short(ranks: tuple[int, ...]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from metaprune.graph.twin import named_tensors
 from metaprune.plans import EDITS, Draft, Edit
 
 if TYPE_CHECKING:
@@ -35,17 +36,20 @@ class SetWeight(Edit):
 
     def check(self, network: "Network") -> str | None:
         """The tensor exists, with that shape, and every new value is finite."""
-        shape = network.shapes.get(self.name)
-        if shape is None:
+        tensor = named_tensors(network.model).get(self.name)
+        if tensor is None:
             return f"the network has no parameter or buffer {self.name!r}."
-        if shape != tuple(self.value.shape):
-            return f"{self.name!r} has shape {shape}, but the plan gives it {tuple(self.value.shape)}."
+        if tensor.shape != self.value.shape or tensor.dtype != self.value.dtype:
+            return (
+                f"{self.name!r} has shape {tuple(tensor.shape)} and type {tensor.dtype}, but the plan gives it "
+                f"{tuple(self.value.shape)} of {self.value.dtype}."
+            )
         if self.value.is_floating_point() and not bool(self.value.isfinite().all()):
             return f"new values of {self.name!r} must be finite, but some are not."
         return None
 
     def apply(self, draft: Draft) -> None:
-        """The last value given to a tensor counts."""
+        """The last value given to a tensor counts, under whichever of its names."""
         draft.tensors[self.name] = self.value
 
     def to_json(self) -> dict[str, Any]:
@@ -59,4 +63,6 @@ class SetWeight(Edit):
     @classmethod
     def from_json(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Read back."""
-        return cls(str(data["name"]), tensors[data["name"]])
+        if set(data) != {"name"} or set(tensors) != {data["name"]}:
+            raise KeyError(f"{data.get('name')!r} among the tensors {sorted(tensors)}")
+        return cls(data["name"], tensors[data["name"]])

@@ -176,11 +176,10 @@ class Units:
         assert prod(sizes) == dim.size, (sizes, dim.size)
         if dim.labels_NK is None:
             return [Dim(size, note=dim.note) for size in sizes]
-        parts, rest = [], dim
-        for depth, size in enumerate(sizes[:-1]):
-            outer, rest = self._split_once(rest, size, prod(sizes[depth + 1 :]), reason)
-            parts.append(outer)
-        return [*parts, rest]
+        if len(sizes) == 1:
+            return [dim]
+        outer, rest = self._split_once(dim, sizes[0], prod(sizes[1:]), reason)
+        return [outer, *self.split(rest, sizes[1:], reason)]
 
     # ---- rearranging, without a move -----------------------------------------------------------------------------
 

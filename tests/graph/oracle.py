@@ -120,7 +120,8 @@ def kept_positions(dense: nn.Module, slim: nn.Module) -> Kept:
         WrongNetwork: A tensor is no sub-tensor of its dense one.
     """
     before, after = named(dense), named(slim)
-    if list(before) != list(after):
+    constants = {name for name in after if name.startswith("constant_")}  # what a rewritten network holds besides
+    if set(before) != set(after) - constants:
         raise WrongNetwork(f"other names: {sorted(set(before) ^ set(after))}")
     found: Kept = {}
     for name, tensor in before.items():
@@ -135,8 +136,8 @@ def kept_positions(dense: nn.Module, slim: nn.Module) -> Kept:
             found[name] = [np.arange(size) for size in full.shape]
             continue
         values, where = np.unique(full, return_index=True)
-        if len(values) != full.size:
-            continue  # entries that repeat tell nothing
+        if len(values) != full.size or not tensor.is_floating_point():
+            continue  # entries that repeat tell nothing, and integers may be positions, which change
         place = np.searchsorted(values, part)
         if (place >= len(values)).any() or not np.array_equal(values[place], part):
             raise WrongNetwork(f"{name} has entries that the dense one lacks")
@@ -153,15 +154,15 @@ def kept_positions(dense: nn.Module, slim: nn.Module) -> Kept:
     return found
 
 
-def masked(dense: nn.Module, kept: Kept, never_zero: Sequence[str] = ()) -> nn.Module:
-    """A copy of the dense network with all entries at removed positions set to zero."""
-    model = copy.deepcopy(dense)
+def masked(model: nn.Module, kept: Kept, never_zero: Sequence[str] = ()) -> nn.Module:
+    """The dense network, given as a copy to change, with all entries at removed positions set to zero."""
     with torch.no_grad():
         for name, tensor in named(model).items():
             for k, positions in enumerate(kept.get(name, [])):
                 gone = np.setdiff1d(np.arange(tensor.shape[k]), positions)
                 if len(gone):
-                    value = 1.0 if name.rpartition(".")[2] in never_zero else 0.0
+                    leaf = name.rpartition(".")[2]
+                    value = 1.0 if {leaf, f"{leaf}:{k}"} & set(never_zero) else 0.0
                     tensor.index_fill_(k, torch.from_numpy(gone), value)
     return model
 
@@ -224,9 +225,8 @@ def positions_of_units(net: Network, dense: nn.Module) -> dict[str, dict[tuple[s
     return learnt
 
 
-def permuted(dense: nn.Module, learnt: dict[tuple[str, int], dict[int, list[int]]], order: Sequence[int]) -> nn.Module:
-    """The dense network with the units of one axis in another order."""
-    model = copy.deepcopy(dense)
+def permuted(model: nn.Module, learnt: dict[tuple[str, int], dict[int, list[int]]], order: Sequence[int]) -> nn.Module:
+    """The dense network, given as a copy to change, with the units of one axis in another order."""
     tensors_by_name = named(model)
     with torch.no_grad():
         for (name, k), units in learnt.items():

@@ -1,6 +1,7 @@
 """Surgery: attributes, devices, ties, gradients and optimiser-ready results."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -208,11 +209,26 @@ def test_sizes_in_a_configuration_object():
     assert model.config.heads == 3
 
 
-def test_a_size_that_no_attribute_holds_is_refused_by_call_place_and_reason():
+def test_a_size_that_no_attribute_holds_is_cut_in_the_recorded_calls():
+    """The reason names call, place and number; the number stays that of the dense network."""
     model, inputs = oracle.build(CASES["mean_by_count"])
     net = trace(model, inputs)
-    with pytest.raises(UnsupportedModelError, match=r"div at .*other=6.*gets 4"):
-        net.apply(oracle.random_plan(net, 0))
+    made = net.cut(oracle.random_plan(net, 0))
+    assert made.way == "graph"
+    assert re.search(r"div at .*other=6.*gets 4", made.reason)
+    assert isinstance(made.module, torch.fx.GraphModule)
+
+
+def test_a_rewritten_network_takes_any_batch_and_knows_training_from_evaluation():
+    model, inputs = oracle.build(CASES["slice_by_literal"])
+    net = trace(model, inputs)
+    made = net.cut(oracle.random_plan(net, 0))
+    assert made.way == "graph"
+    more = torch.cat([inputs, inputs + 1, inputs[:1]])
+    slim = made.module.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(slim(more)[: len(inputs)], slim(inputs))
+    assert any(module.training for module in slim.train().modules())
 
 
 def test_an_optimiser_can_go_on_with_the_result():

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from metaprune.graph.axes import Dim
-from metaprune.graph.trace import Call, Dims, Rule, tensors_in
+from metaprune.graph.record import Dims, tensors_in
+from metaprune.graph.trace import Call, Rule
 
 RULES: dict[str, Rule] = {}
 
@@ -71,6 +72,17 @@ def fixed(sizes: Iterable[int], note: str = "") -> Dims:
 def with_zero(dim: Dim, zero: bool) -> Dim:
     """The same positions with another answer to "are masked entries zero?"."""
     return dim if dim.zero == zero or dim.labels_NK is None else Dim(dim.size, dim.labels_NK, zero)
+
+
+def is_zero(dim: Dim) -> bool:
+    """Masked entries along this dimension are zero, and there are some."""
+    return dim.zero and dim.labels_NK is not None
+
+
+def freeze_all(call: Call) -> None:
+    """Whatever the call touches must stay."""
+    for tensor in tensors_in(list(call.arguments.values())):
+        call.freeze(*call.dims(tensor))
 
 
 def not_zero(dims: Iterable[Dim]) -> Dims:

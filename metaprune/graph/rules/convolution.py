@@ -1,8 +1,9 @@
 """Convolutions of any rank: plain, grouped, depthwise, transposed."""
 
 from metaprune.graph.axes import Dim
-from metaprune.graph.rules._base import fixed, output, rule, with_zero
-from metaprune.graph.trace import Call, Dims
+from metaprune.graph.record import Dims
+from metaprune.graph.rules._base import fixed, is_zero, not_zero, output, rule, with_zero
+from metaprune.graph.trace import Call
 
 KERNEL = "kernel positions"
 
@@ -42,16 +43,17 @@ def convolution(call: Call) -> Dims:
         call.unify(group, group_out)
         made = first
     call.consumes(call["weight"], 0 if transposed else 1)
-    call.sum_over(with_zero(inside, first.zero or inside.zero))
+    call.sum_over(with_zero(inside, (first if transposed else second).zero or inside.zero))
     if groups > 1:
         call.counts("groups", group)
         if inside.size > 1 or made.size > groups:
             call.units.hint(group, "group")
-    zero = second.zero if transposed else first.zero
+    zero = first.zero and (second.zero or not transposed)
     if call["bias"] is not None:
         (bias,) = call.dims(call["bias"])
         made = call.unify(made, bias)
-        zero = zero and bias.zero
+        zero = zero and is_zero(bias)
+        batch = not_zero(batch)
     # The kernel slides over the output, or over the input where it is transposed.
     if transposed:
         call.macs(*batch, channels, *weight[1:], *fixed(tensor.shape[-spatial:]))

@@ -1,10 +1,13 @@
 """Look-ups and writes by index."""
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from metaprune.graph.axes import Dim
-from metaprune.graph.rules._base import fixed, output, positive, rule, with_zero
-from metaprune.graph.trace import Call, Dims
+from metaprune.graph.record import Dims, tensors_in
+from metaprune.graph.rules._base import fixed, freeze_all, is_zero, not_zero, output, positive, rule, with_zero
+from metaprune.graph.trace import Call
 
 
 @rule("embedding")
@@ -15,21 +18,33 @@ def embedding(call: Call) -> Dims:
     return (*call.dims(call["indices"]), features)
 
 
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(call: Call) -> list[Dims]:
+    """Rows (V, D) looked up and pooled: (bags, D)."""
+    rows, features = call.dims(call["weight"])
+    call.freeze(rows, reason=f"rows are looked up by value in {call.where}")
+    first, *rest = tensors_in(call.out)
+    return [(Dim(first.shape[0]), features), *(fixed(tensor.shape) for tensor in rest)]
+
+
 @rule("index")
 def index(call: Call) -> Dims:
-    """Advanced indexing: indexed dimensions stay, the others pass."""
+    """Advanced indexing. Dimensions that are not indexed pass; a constant vector alone picks positions of its own."""
     dims, indices = call.dims(call["self"]), list(call["indices"])
     indices += [None] * (len(dims) - len(indices))
     used = [k for k, item in enumerate(indices) if item is not None]
+    if len(used) == 1 and indices[used[0]].dtype != torch.bool:
+        at, item = used[0], indices[used[0]]
+        made = _picked(call, dims[at], item)
+        return (*dims[:at], *made, *dims[at + 1 :])
     for k in used:
         call.freeze(dims[k], reason=f"positions are looked up by value in {call.where}")
         call.freeze(*call.dims(indices[k]))
     out = output(call)
     passed = [dim for k, dim in enumerate(dims) if k not in used]
-    made = fixed(out.shape[: out.ndim - len(passed)])
     adjacent = used == list(range(used[0], used[-1] + 1))
     at = used[0] if adjacent else 0
-    shape = fixed(out.shape[at : at + len(made)])
+    shape = fixed(out.shape[at : at + out.ndim - len(passed)])
     return (*passed[:at], *shape, *passed[at:])
 
 
@@ -37,18 +52,75 @@ def index(call: Call) -> Dims:
 def index_select(call: Call) -> Dims:
     dims = list(call.dims(call["self"]))
     at = positive(call["dim"], len(dims))
-    call.freeze(dims[at], reason=f"positions are looked up by value in {call.where}")
-    dims[at] = Dim(output(call).shape[at])
-    return tuple(dims)
+    return (*dims[:at], *_picked(call, dims[at], call["index"]), *dims[at + 1 :])
+
+
+def _picked(call: Call, dim: Dim, index: Tensor) -> Dims:
+    """Positions of a dimension picked by a tensor of numbers: carried where the numbers are constants."""
+    known = call.known(index)
+    if known is None or dim.labels_NK is None or index.ndim != 1:
+        call.freeze(dim, reason=f"positions are looked up by value in {call.where}")
+        return call.dims(index)
+    made = call.units.take(dim, known.numpy().astype(np.int64), call.where)
+    own = call.dims(index)[0]
+    if own.labels_NK is not None:  # a buffer that holds the order: it shrinks with what it picks
+        made = with_zero(call.unify(made, own), made.zero)
+    call.looks_up(index, dim)
+    return (made,)
 
 
 @rule("gather", "take_along_dim")
 def gather(call: Call) -> Dims:
-    """Out has the shape of `index`; other dimensions of `self` are read up to that size, so all stay."""
-    call.freeze(*call.dims(call["self"]))
-    tensors: list[Tensor] = [item for item in call.arguments.values() if isinstance(item, Tensor)]
-    call.freeze(*call.dims(tensors[-1]))
-    return fixed(output(call).shape)
+    """Out has the shape of `index`; where that is the shape of `self` too, other dimensions pass."""
+    dims, index = call.dims(call["self"]), call["index" if "index" in call.arguments else "indices"]
+    picked = call.get("dim")
+    if picked is None or index.ndim != len(dims):
+        freeze_all(call)
+        return fixed(output(call).shape)
+    out = []
+    for k, (dim, other) in enumerate(zip(dims, call.dims(index), strict=True)):
+        if k == positive(picked, len(dims)) or dim.size != other.size:
+            call.freeze(dim, other, reason=f"positions are looked up by value in {call.where}")
+            out.append(Dim(other.size))
+        else:
+            out.append(with_zero(call.unify(dim, other), dim.zero))
+    return tuple(out)
+
+
+@rule("index_put", "_index_put_impl", "_unsafe_index_put")
+def index_put(call: Call) -> Dims:
+    """Writes at looked-up positions: indexed dimensions stay, those behind them meet the values."""
+    dims, values = list(call.dims(call["self"])), call.dims(call["values"])
+    indices = [*call["indices"], *[None] * (len(dims) - len(call["indices"]))]
+    used = [k for k, item in enumerate(indices) if item is not None]
+    for k in used:
+        call.freeze(dims[k], reason=f"positions are looked up by value in {call.where}")
+        call.freeze(*call.dims(indices[k]))
+    behind = range(max(used, default=-1) + 1, len(dims))
+    for k in range(len(dims)):
+        if k not in used and k not in behind:  # before an indexed one: its place among the values is not followed
+            call.freeze(dims[k])
+    for back, k in enumerate(reversed(behind), start=1):
+        value = values[-back] if back <= len(values) else Dim(1)
+        dims[k] = with_zero(call.unify(dims[k], value), is_zero(dims[k]) and is_zero(value))
+    return tuple(dims)
+
+
+@rule("index_add", "index_copy", "index_fill", "index_reduce")
+def index_add(call: Call) -> Dims:
+    """Writes along one dimension, which stays; the others meet those of the source."""
+    dims = list(call.dims(call["self"]))
+    at = positive(call["dim"], len(dims))
+    call.freeze(dims[at], reason=f"positions are looked up by value in {call.where}")
+    source = call.get("source")
+    if source is None:
+        return not_zero(dims)
+    others = call.dims(source)
+    call.freeze(others[at])
+    for k, other in enumerate(others):
+        if k != at:
+            dims[k] = with_zero(call.unify(dims[k], other), is_zero(dims[k]) and is_zero(other))
+    return tuple(dims)
 
 
 @rule("one_hot")

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from metaprune.graph.axes import Dim
+from metaprune.graph.record import Dims
 from metaprune.graph.rules._base import fixed, output, rule, with_zero
-from metaprune.graph.trace import Call, Dims
+from metaprune.graph.trace import Call
 
 
 def contract(call: Call, operands: Sequence[Tensor], terms: Sequence[str], result: str) -> Dims:
@@ -140,3 +141,12 @@ def parse_einsum(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
             sorted(letter for letter in set(every) if every.count(letter) == 1 and letter not in spare)
         )
     return terms, result.replace("...", spare[:longest][::-1])
+
+
+@rule("bilinear")
+def bilinear(call: Call) -> Dims:
+    """x1 (..., I), x2 (..., J), weight (O, I, J) -> (..., O)."""
+    first, second, weight = call["input1"], call["input2"], call["weight"]
+    batch = "abcdefgh"[: first.ndim - 1]
+    out = contract(call, [first, weight, second], [batch + "i", "oij", batch + "j"], batch + "o")
+    return out if call["bias"] is None else _add(call, out, call.dims(call["bias"]))

@@ -4,30 +4,32 @@ import numpy as np
 from torch import Tensor
 
 from metaprune.graph.axes import Dim
-from metaprune.graph.rules._base import rule, with_zero
-from metaprune.graph.trace import Call, Dims, tensors_in
+from metaprune.graph.record import Dims, tensors_in
+from metaprune.graph.rules._base import fixed, freeze_all, is_zero, rule, with_zero
+from metaprune.graph.trace import Call
 
 # f(0) = 0, so that a masked unit stays zero.
 _KEEPS_ZERO = frozenset(
     """abs absolute alias asin asinh atan atanh ceil celu clone contiguous deg2rad detach dropout elu erf erfinv expm1
-    feature_dropout fix floor frac gelu hardswish hardtanh leaky_relu lift_fresh log1p mish nan_to_num neg negative
+    feature_dropout fix floor frac gelu hardswish leaky_relu lift_fresh log1p mish nan_to_num neg negative
     positive rad2deg relu relu6 round rrelu selu sgn sign silu sin sinh softshrink softsign sqrt square tan tanh
     tanhshrink trunc _to_copy to type_as real imag conj resolve_conj resolve_neg copysign alpha_dropout""".split()
 )
 _ZERO_IF_ANY = {"mul", "multiply", "logical_and", "bitwise_and", "__and__"}
 _ZERO_IF_FIRST = {"div", "divide", "true_divide", "floor_divide", "fmod", "remainder", "prelu", "__lshift__", "ldexp"}
-_ZERO_IF_ALL = {"add", "sub", "subtract", "maximum", "minimum", "fmax", "fmin", "rsub", "hypot", "logical_or", "where"}
+_ZERO_IF_ALL = frozenset("add sub subtract rsub maximum minimum max min fmax fmin hypot logical_or where".split())
 
 
 @rule("pointwise", "clone", "contiguous", "detach", "alias", "to", "_to_copy", "type_as", "lift_fresh", "dropout")
 @rule("feature_dropout", "alpha_dropout", "masked_fill", "where", "nan_to_num", "positive", "resolve_conj")
-@rule("add", "sub", "mul", "div", "copy", "rsub", "maximum", "minimum", "broadcast_tensors")
+@rule("add", "sub", "mul", "div", "copy", "rsub", "maximum", "minimum", "broadcast_tensors", "hardswish")
 def pointwise(call: Call) -> Dims | list[Dims]:
     """Broadcast and unify all tensor arguments."""
     tensors = tensors_in(list(call.arguments.values()))
     outputs = tensors_in(call.out)
-    if not tensors:
-        return [()] * len(outputs)
+    if call.op.name == "where" and len(tensors) == 1:  # positions of what is not zero
+        freeze_all(call)
+        return [fixed(out.shape) for out in outputs]
     per_output = [_broadcast(call, tensors, out) for out in outputs]
     return per_output[0] if len(per_output) == 1 else per_output
 
@@ -44,7 +46,7 @@ def _broadcast(call: Call, tensors: list[Tensor], out: Tensor) -> Dims:
 def _zero(call: Call, dims: list[Dim]) -> bool:
     """Are masked entries of the result zero, given those of the tensor operands?"""
     name = call.op.name.removesuffix("_")
-    zeros = [dim.zero and dim.labels_NK is not None for dim in dims]
+    zeros = [is_zero(dim) for dim in dims]
     if name in _KEEPS_ZERO or name == "copy":
         return zeros[-1 if name == "copy" else 0]
     if name in _ZERO_IF_ANY:
@@ -60,8 +62,8 @@ def _zero(call: Call, dims: list[Dim]) -> bool:
     if name == "pow":
         exponent = call.get("exponent")
         return zeros[0] and _is_number(exponent) and exponent > 0
-    if name in ("clamp", "clip"):
-        low, high = call.get("min"), call.get("max")
+    if name in ("clamp", "clip", "hardtanh"):
+        low, high = call.get("min", call.get("min_val")), call.get("max", call.get("max_val"))
         bounds = (low is None or (_is_number(low) and low <= 0)) and (high is None or (_is_number(high) and high >= 0))
         return zeros[0] and bounds
     if name in ("masked_fill", "threshold"):

@@ -1,7 +1,9 @@
 """Recurrent layers, each one call: all gates of a hidden unit are one unit, in every layer and direction."""
 
-from metaprune.graph.rules._base import fixed, rule, with_zero
-from metaprune.graph.trace import Call, Dims, tensors_in
+from metaprune.graph.axes import Dim
+from metaprune.graph.record import Dims, tensors_in
+from metaprune.graph.rules._base import fixed, not_zero, rule, with_zero
+from metaprune.graph.trace import Call
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -53,13 +55,17 @@ def recurrent(call: Call) -> list[Dims]:
     zero = all(call.dims(state)[-1].zero for state in states)
     call.units.hint(hidden, "hidden")
     call.units.hint(out, "hidden")
-    last = tuple(call.dims(states[0])[:-1])
+    call.freeze(*call.dims(states[0])[:-1], reason=f"layers and batch of {call.where}")
+    last = fixed(states[0].shape[:-1])
     tails = [with_zero(out, zero), with_zero(hidden, zero)][: len(tensors_in(call.out)) - 1]
-    return [(x[0], x[1], with_zero(below, zero)), *((*last, tail) for tail in tails)]
+    return [(*not_zero(x[:2]), with_zero(below, zero)), *((*last, tail) for tail in tails)]
 
 
 def _packed(call: Call) -> list[Dims]:
-    tensors = tensors_in(list(call.arguments.values()))
-    for tensor in tensors:
+    """Packed sequences: the data (total steps, I) have no time dimension to follow, so all stay."""
+    for tensor in tensors_in(list(call.arguments.values())):
         call.freeze(*call.dims(tensor), reason=f"packed sequences in {call.where}")
+    for weight in call["params"]:
+        if weight.ndim == 2:
+            call.macs(Dim(len(call["data"])), *call.dims(weight))
     return [fixed(tensor.shape) for tensor in tensors_in(call.out)]

@@ -3,8 +3,10 @@
 import torch
 
 from metaprune.graph.axes import Dim
+from metaprune.graph.record import Dims, tensors_in
 from metaprune.graph.rules._base import dims_list, not_zero, rule, with_zero
-from metaprune.graph.trace import Call, Dims, tensors_in
+from metaprune.graph.rules.pointwise import pointwise
+from metaprune.graph.trace import Call
 
 
 def _reduced(call: Call, dims: Dims, chosen: list[int]) -> Dims | list[Dims]:
@@ -38,9 +40,9 @@ def sum_(call: Call) -> Dims | list[Dims]:
     "aminmax",
 )
 def statistic(call: Call) -> Dims | list[Dims]:
+    if isinstance(call.get("other"), torch.Tensor):  # max(a, b)
+        return pointwise(call)
     dims = call.dims(call["self"])
-    if isinstance(call.get("other"), torch.Tensor):  # max(a, b) is pointwise
-        return tuple(call.unify(*pair) for pair in zip(dims, call.dims(call["other"])))
     chosen = dims_list(call.get("dim"), len(dims))
     call.statistics_over(*(dims[k] for k in chosen))
     reduced = _reduced(call, dims, chosen)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from metaprune.graph.axes import Dim, Labels
-from metaprune.graph.rules._base import dims_list, fixed, output, positive, rule
-from metaprune.graph.trace import Call, Dims, tensors_in
+from metaprune.graph.record import Dims, tensors_in
+from metaprune.graph.rules._base import dims_list, fixed, freeze_all, is_zero, output, positive, rule, with_zero
+from metaprune.graph.trace import Call
 
 
 @rule("view", "_unsafe_view", "reshape", "view_copy", "_reshape_alias", "view_as", "reshape_as")
@@ -23,9 +24,10 @@ def view(call: Call) -> Dims:
         call.freeze(*call.dims(call["self"]))
         return fixed(out.shape)
     dims = regroup(call, call.dims(call["self"]), list(out.shape))
-    for name, first in (("size", 0), ("shape", 0), ("sizes", call.get("dim"))):
-        if name in call.arguments:
-            _count_sizes(call, name, dims[first:])
+    for name in ("size", "shape"):
+        _count_sizes(call, name, dims)
+    if "sizes" in call.arguments:  # unflatten
+        _count_sizes(call, "sizes", dims[positive(call["dim"], call["self"].ndim) :])
     return dims
 
 
@@ -130,16 +132,21 @@ def cat(call: Call) -> Dims:
     parts = [call.dims(tensor) for tensor in call["tensors"] if tensor.shape != (0,)]
     at = positive(call["dim"], len(parts[0]))
     return tuple(
-        call.units.concat([part[k] for part in parts]) if k == at else call.unify(*(part[k] for part in parts))
+        call.units.concat([part[k] for part in parts]) if k == at else _meet(call, [part[k] for part in parts])
         for k in range(len(parts[0]))
     )
+
+
+def _meet(call: Call, dims: Sequence[Dim]) -> Dim:
+    """Tensors side by side: masked entries are zero if they are in all of them."""
+    return with_zero(call.unify(*dims), all(map(is_zero, dims)))
 
 
 @rule("stack")
 def stack(call: Call) -> Dims:
     parts = [call.dims(tensor) for tensor in call["tensors"]]
     at = positive(call["dim"], len(parts[0]) + 1)
-    joined = [call.unify(*(part[k] for part in parts)) for k in range(len(parts[0]))]
+    joined = [_meet(call, [part[k] for part in parts]) for k in range(len(parts[0]))]
     return (*joined[:at], Dim(len(parts)), *joined[at:])
 
 
@@ -147,14 +154,16 @@ def stack(call: Call) -> Dims:
 def split(call: Call) -> list[Dims]:
     dims = call.dims(call["self"])
     at = positive(call["dim"], len(dims))
-    argument = "split_sizes" if "split_sizes" in call.arguments else "split_size"
+    # However the parts were asked for, what counts is how large each of them is.
+    call.op.name = "split"
+    call.constants.pop(("split_size", None), None)
+    call.constants["dim", None] = at
     out, start = [], 0
     for k, tensor in enumerate(tensors_in(call.out)):
         size = tensor.shape[at]
-        part = _slice(call, dims[at], start, start + size)
-        if argument == "split_sizes" or k == 0:
-            call.counts(argument, _rows(dims[at], start, start + size), k if argument == "split_sizes" else None)
-        out.append((*dims[:at], part, *dims[at + 1 :]))
+        call.constants["split_sizes", k] = size
+        call.counts("split_sizes", _rows(dims[at], start, start + size), k)
+        out.append((*dims[:at], _slice(call, dims[at], start, start + size), *dims[at + 1 :]))
         start += size
     return out
 
@@ -243,8 +252,7 @@ def repeat(call: Call) -> Dims:
 @rule("repeat_interleave")
 def repeat_interleave(call: Call) -> Dims:
     if not isinstance(call.get("repeats"), int) or call.get("dim") is None:
-        for tensor in tensors_in(list(call.arguments.values())):
-            call.freeze(*call.dims(tensor))
+        freeze_all(call)
         return fixed(output(call).shape)
     dims = list(call.dims(call["self"]))
     at = positive(call["dim"], len(dims))
@@ -276,6 +284,9 @@ def pad(call: Call) -> Dims:
             sides.append(Dim(max(amount, 0), call.units.fresh(amount) if amount > 0 else None, zero))
             call.counts("pad", sides[-1], 2 * k + side) if amount > 0 else None
         dims[at] = call.units.concat([side for side in (sides[0], inner, sides[1]) if side.size])
+    padded = {len(dims) - 1 - k // 2 for k, amount in enumerate(amounts) if amount > 0}
+    if padded and not zero:
+        dims = [dim if {k} == padded else with_zero(dim, False) for k, dim in enumerate(dims)]
     return tuple(dims)
 
 
@@ -348,6 +359,26 @@ def complex_view(call: Call) -> Dims:
         call.freeze(dims[-1])
         return dims[:-1]
     return (*dims, Dim(2))
+
+
+@rule("diag_embed")
+def diag_embed(call: Call) -> Dims:
+    """(..., N) -> (..., N, N): rows and columns are the same units."""
+    dims = call.dims(call["self"])
+    if call["offset"] or (call["dim1"], call["dim2"]) != (-2, -1):
+        freeze_all(call)
+        return fixed(output(call).shape)
+    return (*dims, dims[-1])
+
+
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def fourier(call: Call) -> Dims:
+    """A linear map along `dim`, which must stay; other dimensions pass."""
+    dims, out = list(call.dims(call["self"])), output(call)
+    for at in dims_list(call["dim"], len(dims)):
+        call.freeze(dims[at])
+        dims[at] = Dim(out.shape[at])
+    return tuple(dims)
 
 
 def _rows(dim: Dim, start: int, stop: int) -> Labels | None:

@@ -1,0 +1,19 @@
+"""The command line: one file per verb.
+
+Nothing heavy is imported before a verb knows that it has work to do, so that ``metaprune --help`` answers at once.
+"""
+
+import sys
+
+
+def main() -> None:
+    """Entry point of ``metaprune``."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:  # answered here, because even the parser takes longer to import than the rest
+        from metaprune import __version__
+
+        print(f"metaprune {__version__}")
+        return
+    from metaprune.cli.app import run
+
+    sys.exit(run(arguments))

@@ -1,0 +1,118 @@
+"""``metaprune bench``: which of several ONNX files is faster on this machine, by how much, and how sure that is."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from metaprune.cli.answer import answer
+from metaprune.cli.options import AsJson, Debug
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def bench(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="ONNX files, the one to compare with first.")],
+    batch: Annotated[int, typer.Option(metavar="N", help="Samples per call. [1]")] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", help="Threads per session. [1]")] = 1,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Rounds of calls at least. [200]")] = 200,
+    seconds: Annotated[float, typer.Option(metavar="S", help="Time of measuring at least. [4]")] = 4.0,
+    limit: Annotated[float, typer.Option(metavar="S", help="Time of measuring at most. [60]")] = 60.0,
+    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Also measure load time and memory.")] = True,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the order and the inputs. [0]")] = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Time ONNX files in pairs: fresh processes, random order, and the first file against itself as a control.
+
+    A machine too noisy for a verdict ends with exit code 7.
+    """
+    from metaprune import export as room
+    from metaprune.cli.screen import Screen
+    from metaprune.errors import ResourceError
+    from metaprune.measure import latency as time_files
+    from metaprune.report import numbers
+
+    screen = Screen(as_json)
+    start = time.perf_counter()
+    with screen.watch() as watch:
+        watch.step("Timing in fresh processes")
+        tell = watch.share("calls in random order")
+        if memory:
+            found = room.bench(
+                files, batch=batch, threads=threads, rounds=rounds, seconds=seconds, limit_s=limit, seed=seed,
+                progress=tell,
+            )  # fmt: skip
+            speed, weights = found.latency, found.memory
+        else:
+            for file in files:
+                room.open_session(file, threads=1)  # all are read before the first is timed
+            speed, weights = (
+                time_files(
+                    files, batch=batch, threads=threads, rounds=rounds, seconds=seconds, limit_s=limit, seed=seed,
+                    progress=tell,
+                ),
+                (),
+            )  # fmt: skip
+    names = [_name(file) for file in files]
+    if len(set(names)) < len(names):
+        names = list(files)  # two folders with a model.onnx each
+    told = answer(
+        "bench",
+        files=dict(zip(names, files)),
+        seconds={"total": round(time.perf_counter() - start, 3)},
+        latency=speed.to_json(),
+        memory=[one.to_json() for one in weights],
+    )
+
+    def draw(console: "Console") -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("file", overflow="fold")
+        for name in ("median", "95th", "size", "memory") if weights else ("median", "95th"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("against the first", no_wrap=True)
+        for k, arm in enumerate(speed.arms):
+            against = "-"
+            if k:
+                ratio = speed.comparisons[k - 1].ratio
+                against = numbers.ratio(ratio.value, ratio.low, ratio.high)
+            own = []
+            if weights:
+                peak = weights[k].peak
+                own = [numbers.size(weights[k].size.value), "-" if peak is None else numbers.size(peak.value)]
+            cells = [numbers.milliseconds(arm.p50.value), numbers.milliseconds(arm.p95.value), *own]
+            table.add_row(Text(arm.file), *cells, against)
+        console.print(table)
+        control = numbers.ratio(speed.control.value, speed.control.low, speed.control.high)
+        console.print(
+            Text(
+                f"{speed.rounds} rounds in {speed.processes} processes, batch {speed.batch}, threads {speed.threads}, "
+                f"{speed.runtime}. The first file against itself: {control}."
+            )
+        )
+        for name, one in zip(names[1:], speed.comparisons):
+            said = _SAID[one.verdict]
+            console.print(Text.assemble(f"{name}: ", said, f", {one.reason}."))
+
+    screen.show(told, draw)
+    noisy = [name for name, one in zip(names[1:], speed.comparisons) if one.verdict == "too noisy"]
+    if not noisy:
+        return 0
+    screen.say(f"the machine is too noisy for a verdict on {', '.join(noisy)}. Quieten it, or give more --seconds.")
+    return ResourceError.exit_code
+
+
+_SAID = {
+    "faster": ("faster", "green"),
+    "slower": ("slower", "red"),
+    "no difference": ("no difference", "cyan"),
+    "too noisy": ("too noisy to tell", "yellow"),
+}
+
+
+def _name(file: str) -> str:
+    return file.rpartition("/")[2]

@@ -1,0 +1,258 @@
+"""The course of `prune` and `demo`: check everything, cut and heal, then deliver files that are proved.
+
+Order is what protects the user: nothing is written before all that can be wrong has been looked at, and a result lies
+on disk before the steps that may still fail.
+"""
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from metaprune.budget import parse_budget
+from metaprune.cli.delivery import Delivery, deliver
+from metaprune.cli.failure import Interrupted
+from metaprune.cli.screen import Screen, Watch, finite
+from metaprune.cli.subject import Subject, read_subject
+from metaprune.cli.summary import OUTCOME, draw, gates_failed, outcome
+from metaprune.config import PruneOptions
+from metaprune.criteria import CRITERIA
+from metaprune.errors import ConfigError, GateError
+from metaprune.files import read_json, write_atomically
+from metaprune.graph import trace
+from metaprune.pipeline import Result, calibration_batches, prune, reachable_limits, torch_device
+from metaprune.recovery import Context, Recovery, resolve
+from metaprune.run import Run, check, read
+from metaprune.task import resolve_task
+from metaprune.tracking import Tracker, tracker, without_password
+
+CLASSIFICATION = "classification"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What one command is to do.
+
+    Args:
+        command: The verb.
+        options: What was asked for.
+        folder: Where the files go.
+        again: The command line, without ``--force`` and ``--resume``.
+        force: Delete what an earlier run left in the folder.
+        resume: Go on with it.
+        ideas: Command lines to try next, beside the usual ones.
+        prepare: Makes the dense network after all checks, e.g. by training it; None takes it as it was read.
+    """
+
+    command: str
+    options: PruneOptions
+    folder: Path
+    again: str
+    force: bool = False
+    resume: bool = False
+    ideas: tuple[str, ...] = ()
+    prepare: Callable[[Subject, Run, Watch], nn.Module] | None = None
+
+
+def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
+    """Do it.
+
+    Returns:
+        What the command answers.
+
+    Raises:
+        MetapruneError: Something does not fit (nothing was written), or failed on the way (what was done is kept).
+        Interrupted: The user pressed Ctrl-C.
+    """
+    check(order.folder, order.command, order.options.deciding, force=order.force, resume=order.resume)
+    if order.resume and read(order.folder)["status"] == "finished":
+        screen.say(f"{order.folder} holds a finished run; here is its result again.")
+        return dict(read_json(order.folder / OUTCOME, "the result of a run"))
+    kept = False
+    try:
+        with screen.watch() as watch, ExitStack() as stack:
+            tracked = tracker(order.options.tracking_uri, order.options.track)
+            watch.step("Reading network, weights and data")
+            subject, recoveries = _read_and_check(order.options)
+            watch.end()
+            if subject.random and order.prepare is None:
+                screen.warn("no --weights: the network has random ones, so that only its costs mean something.")
+            if order.options.track:
+                watch.step("Opening the tracking store")
+            params = order.options.model_dump(mode="json", exclude={"tracking_uri"})
+            tags = {"metaprune.folder": order.folder.name, "metaprune.resumed": str(order.resume).lower()}
+            stack.enter_context(tracked.start(order.command, params, tags))
+            run = stack.enter_context(
+                Run.open(
+                    order.folder, order.command, order.options.deciding, force=order.force, resume=order.resume
+                )
+            )  # fmt: skip
+            kept = True
+            watch.end()
+            answer = _work(order, run, subject, recoveries, tracked, watch)
+            shutil.rmtree(run.folder / CHECKPOINTS, ignore_errors=True)  # a finished run has no use for them
+        if tracked.problem:
+            screen.warn(tracked.problem)
+    except KeyboardInterrupt:
+        raise Interrupted(f"{order.again}{' --resume' if kept else ''}", kept=kept) from None
+    return answer
+
+
+def finish(answer: dict[str, Any], screen: Screen) -> int:
+    """Show the answer, and say with the exit code whether every gate was passed."""
+    screen.show(answer, lambda console: draw(answer, console))
+    failed = gates_failed(answer)
+    if not failed:
+        return 0
+    files = answer["files"].get("folder", "the folder")
+    screen.say(f"gate failed: {', '.join(failed)}. The result lies in {files} all the same; do not deploy it unseen.")
+    return GateError.exit_code
+
+
+def command_line(options: PruneOptions, folder: Path) -> str:
+    """The command that does all this again."""
+    words = ["metaprune", "prune"]
+    for key, value in options.model_dump(mode="json", exclude_defaults=True, exclude={"out"}).items():
+        flag = f"--{key.replace('_', '-')}"
+        if key == "model_args":
+            words += [part for name, given in value.items() for part in ("--model-arg", f"{name}={_plain(given)}")]
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, list):
+            words += [flag, ",".join(map(str, value))]
+        else:
+            words += [flag, without_password(value) if key == "tracking_uri" else str(value)]
+    return shlex.join([*words, "--out", str(folder)])
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery]]:
+    """Everything that can be wrong with the options, found before anything is written."""
+    device = torch_device(options.accelerator)
+    parse_budget(options.budget)
+    _check_needs(options)
+    recoveries = resolve(options.recovery or ("recalibrate_norm" if options.data else None), **options.training)
+    subject = read_subject(
+        options.model,
+        weights=options.weights,
+        data=options.data,
+        input_shape=options.input_shape,
+        model_args=options.model_args,
+        classifies=options.task in (None, CLASSIFICATION),
+        seed=options.seed,
+    )
+    task = resolve_task(options.task, subject.module)
+    network = trace(subject.module, subject.source.example_inputs)
+    reachable_limits(network, options.budget, floor=options.floor, round_to=options.round_to or 1)
+    data = subject.dataset
+    context = Context(
+        train=None if data is None else data.train,
+        calibration=None if data is None else calibration_batches(data, options.calibration, options.seed),
+        task=task,
+        dense=subject.module,
+        device=device,
+        seed=options.seed,
+    )
+    for recovery in recoveries:
+        recovery.check(subject.module, context)
+    return subject, recoveries
+
+
+def _check_needs(options: PruneOptions) -> None:
+    """What is useless or impossible without data."""
+    if options.data is not None:
+        return
+    if options.criterion is not None and CRITERIA[options.criterion].needs:
+        raise ConfigError(
+            f"criterion {options.criterion!r} needs data, but none was given. Give --data, or a criterion that reads "
+            f"weights alone: {', '.join(name for name in CRITERIA if not CRITERIA[name].needs)}."
+        )
+    if options.recovery not in (None, "none"):
+        raise ConfigError(
+            f"recovery {options.recovery!r} needs data, but none was given. Give --data, or --recovery none."
+        )
+    if options.training:
+        name = next(iter(options.training))
+        raise ConfigError(f"`--{name.replace('_', '-')}` is for training, which needs data. Give --data.")
+
+
+def _work(
+    order: Order, run: Run, subject: Subject, recoveries: list[Recovery], tracked: Tracker, watch: Watch
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    options = order.options
+    dense = subject.module if order.prepare is None else order.prepare(subject, run, watch)
+    result = prune(
+        dense,
+        subject.source.example_inputs,
+        options.budget,
+        data=subject.dataset,
+        criterion=options.criterion,
+        allocator=options.allocator,
+        recovery=recoveries,
+        loss=options.task,
+        round_to=options.round_to,
+        floor=options.floor,
+        seed=options.seed,
+        calibration=options.calibration,
+        accelerator=options.accelerator,
+        folder=run.folder,
+        resume=run.resumed,
+        progress=watch,
+        metrics=tracked.metrics,
+        step=watch.step,
+    )
+    watch.end()
+    result.save(run.folder)
+    delivery = deliver(result, dense, subject, options, order.folder, watch)
+    told = outcome(order.command, options, subject, recoveries, result, delivery, tracked)
+    told["seconds"] = {**result.seconds, **delivery.seconds, "total": round(time.perf_counter() - began, 3)}
+    told["reproduce"] = order.again
+    told["next"] = [*order.ideas, *told["next"]]
+    delivery.write_report(result, subject, options, recoveries, told)
+    write_atomically(run.path(OUTCOME), json.dumps(finite(told), indent=1, allow_nan=False).encode())
+    if options.track:
+        watch.step("Tracking")
+        _track(tracked, result, delivery, told, run.folder)
+        watch.end()
+    return told
+
+
+def _track(tracked: Tracker, result: Result, delivery: Delivery, told: dict[str, Any], folder: Path) -> None:
+    values = {"error_max": result.verification.max_error}
+    for side in ("before", "after"):
+        figures = told[side]
+        values |= {f"{side}/{name}": figures[name] for name in ("macs", "params", "bytes")}
+        values |= {f"{side}/{name}": value for name, value in figures["metrics"].items()}
+        if figures["latency_ms"] is not None:
+            values[f"{side}/latency_ms"] = figures["latency_ms"]
+    accuracy = result.after.metrics.get("accuracy")
+    if accuracy is not None:
+        values |= {"accuracy": accuracy, "accuracy/cut": result.accuracy["cut"].top1}
+    if delivery.latency is not None:
+        values["latency_ratio"] = delivery.latency.comparisons[0].ratio.value
+    tracked.metrics(values)
+    for name in ("plan.json", "result.json", OUTCOME, "report.html"):
+        tracked.file(folder / name)
+    if delivery.exported is not None:
+        example = result.network.example_inputs
+        sample = {}
+        if isinstance(example, torch.Tensor):
+            sample = {delivery.exported.inputs[0].name: example[:1].cpu().numpy()}
+        tracked.onnx_model(
+            delivery.exported.path,
+            input_example=sample or None,
+            metadata={"budget": told["budget"], "model": told["model"], "macs": told["after"]["macs"]},
+        )

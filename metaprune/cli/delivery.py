@@ -1,0 +1,175 @@
+"""From a result to files that can be deployed, each of them proved: ONNX, checks, latency, report."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from metaprune.cli.screen import Watch
+from metaprune.cli.subject import Subject
+from metaprune.cli.summary import REPORT
+from metaprune.config import PruneOptions
+from metaprune.errors import InputError, MetapruneError, ResourceError
+from metaprune.export import Exported, Validation, export, validate
+from metaprune.measure import Latency, latency
+from metaprune.pipeline import TOLERANCE, Result
+from metaprune.recovery import Recovery
+from metaprune.report import Findings, write
+
+PRUNED, DENSE = "model.onnx", "dense.onnx"
+BENCH_S = 2.0
+_REFERENCE_S = 30.0  # patience with ONNX's own evaluator, which is slow on large networks
+
+WHAT = {
+    PRUNED: "the pruned network for any ONNX runtime",
+    DENSE: "the dense one, to compare with",
+    "model.safetensors": "weights of the pruned network, for metaprune.load",
+    "plan.json": "which units stay on which axis",
+    "result.json": "the numbers of this page",
+    "run.json": "what was asked, and the versions of all libraries",
+}
+
+
+@dataclass(kw_only=True)
+class Delivery:
+    """What was made from a result, and what was found out about it.
+
+    Attributes:
+        folder: Where the files are.
+        exported: The pruned file, or None.
+        validation: Its checks, or None.
+        latency: Dense and pruned file in pairs, or None.
+        checks: Name, outcome and finding of everything that was checked.
+        notes: What a user should know.
+        seconds: Time of each step.
+    """
+
+    folder: Path
+    exported: Exported | None = None
+    validation: Validation | None = None
+    latency: Latency | None = None
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def write_report(
+        self,
+        result: Result,
+        subject: Subject,
+        options: PruneOptions,
+        recoveries: Sequence[Recovery],
+        told: dict[str, Any],
+    ) -> None:
+        """The page for people."""
+        findings = Findings(
+            result=result,
+            model=subject.source.spec,
+            data=options.data,
+            budget=told["budget"],
+            recoveries=[recovery.name for recovery in recoveries],
+            validation=self.validation,
+            latency=self.latency,
+            checks=self.checks,
+            notes=self.notes,
+            commands=[told["reproduce"], *told["next"]],
+            files={name: what for name, what in WHAT.items() if (self.folder / name).exists()},
+        )
+        write(findings, self.folder / REPORT)
+
+
+def deliver(
+    result: Result, dense: nn.Module, subject: Subject, options: PruneOptions, folder: Path, watch: Watch
+) -> Delivery:
+    """Export, check and time the pruned network; a failed check is recorded, not raised.
+
+    Args:
+        result: What `prune` gave; it has been saved to `folder`.
+        dense: The dense network.
+        subject: What the user named.
+        options: What the user asked for.
+        folder: Where the files go.
+        watch: Is told about the steps.
+    """
+    delivery = Delivery(folder=folder)
+    delivery.checks.append(
+        {
+            "name": "verification",
+            "passed": result.verification.passed(TOLERANCE),
+            "detail": f"the cut network equals the masked one to {result.verification.max_error:.2e} of the largest "
+            f"output on {result.verification.samples} inputs ({TOLERANCE:g} may be).",
+        }
+    )
+    if not options.export:
+        return delivery
+    with _timed(delivery, "export", "Exporting to ONNX", watch):
+        _export(delivery, result, dense, subject, options)
+    if delivery.exported is None:
+        return delivery
+    with _timed(delivery, "validate", "Checking the ONNX file", watch):
+        _validate(delivery, result, subject, watch)
+    if options.bench and (folder / DENSE).exists():
+        with _timed(delivery, "bench", "Timing dense against pruned", watch):
+            _bench(delivery, options, watch)
+    return delivery
+
+
+def _export(delivery: Delivery, result: Result, dense: nn.Module, subject: Subject, options: PruneOptions) -> None:
+    plan = hashlib.sha256((delivery.folder / "plan.json").read_bytes()).hexdigest()
+    about = {"metaprune.model": subject.source.spec}
+    example = subject.source.example_inputs
+    try:
+        delivery.exported = export(
+            result.model,
+            example,
+            delivery.folder / PRUNED,
+            metadata={**about, "metaprune.budget": options.budget, "metaprune.plan": plan},
+            overwrite=True,
+        )
+    except MetapruneError as error:
+        delivery.checks.append({"name": "export", "passed": False, "detail": str(error)})
+        return
+    try:
+        export(dense, example, delivery.folder / DENSE, metadata=about, overwrite=True)
+    except MetapruneError as error:
+        delivery.notes.append(f"The dense network could not be exported, so that nothing is timed: {error}")
+
+
+def _validate(delivery: Delivery, result: Result, subject: Subject, watch: Watch) -> None:
+    test = None if subject.dataset is None or not result.accuracy else subject.dataset.test
+    delivery.validation = validate(
+        delivery.folder / PRUNED,
+        result.model,
+        subject.source.example_inputs if test is None else test,
+        dense=result.accuracy.get("dense"),
+        reference_limit_s=_REFERENCE_S,
+        progress=watch.samples("answers of the file"),
+    )
+    delivery.checks += [
+        {"name": check.name, "passed": check.passed, "detail": check.detail} for check in delivery.validation.checks
+    ]
+
+
+def _bench(delivery: Delivery, options: PruneOptions, watch: Watch) -> None:
+    try:
+        delivery.latency = latency(
+            [delivery.folder / DENSE, delivery.folder / PRUNED],
+            seconds=BENCH_S,
+            seed=options.seed,
+            progress=watch.share("calls in random order"),
+        )
+    except (InputError, ResourceError) as error:  # the result is good without it
+        delivery.notes.append(f"The files could not be timed: {error}")
+
+
+@contextmanager
+def _timed(delivery: Delivery, name: str, description: str, watch: Watch) -> Iterator[None]:
+    watch.step(description)
+    start = time.perf_counter()
+    yield
+    delivery.seconds[name] = round(time.perf_counter() - start, 3)
+    watch.end()

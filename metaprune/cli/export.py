@@ -1,0 +1,93 @@
+"""``metaprune export``: a saved result, or any network, as an ONNX file that was proved."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from metaprune.cli.answer import answer
+from metaprune.cli.options import AsJson, Debug, InputShape, Model, ModelArg, RunFolder, Weights
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def export(
+    run: RunFolder = None,
+    model: Model = None,
+    weights: Weights = None,
+    input_shape: InputShape = None,
+    model_arg: ModelArg = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The file to write. [FOLDER/model.onnx, or MODEL.onnx]")
+    ] = None,
+    opset: Annotated[int | None, typer.Option(metavar="N", help="Operator set of ONNX. [20]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Write a network as ONNX, compare it with torch at several batch sizes, and keep it only if it is right."""
+    from pathlib import Path
+
+    from rich.text import Text
+
+    from metaprune import export as room
+    from metaprune.cli.saved import open_saved
+    from metaprune.cli.screen import Screen
+    from metaprune.cli.subject import model_args, read_subject, shape_of
+    from metaprune.errors import ConfigError
+    from metaprune.report import numbers
+
+    if (run is None) == (model is None):
+        raise ConfigError("one of `--run` and `--model` says what to export, but there are none or both.")
+    screen = Screen(as_json)
+    start = time.perf_counter()
+    with screen.watch() as watch:
+        watch.step("Reading the network")
+        if run is not None:
+            saved = open_saved(run, with_data=False)
+            network, example, spec = saved.slim, saved.example, saved.subject.source.spec
+            target = Path(out) if out else saved.folder / "model.onnx"
+        else:
+            subject = read_subject(
+                str(model), weights=weights, input_shape=shape_of(input_shape), model_args=model_args(model_arg)
+            )  # fmt: skip
+            network, example, spec = subject.module, subject.source.example_inputs, subject.source.spec
+            target = Path(out) if out else Path(f"{subject.source.name.rpartition(':')[2]}.onnx")
+        if target.exists() and not force:
+            raise ConfigError(f"{target} is there already. Give --out another name, or --force to replace it.")
+        watch.step("Exporting to ONNX")
+        made = room.export(
+            network, example, target, opset=opset, metadata={"metaprune.model": spec}, overwrite=force
+        )  # fmt: skip
+    largest = max(made.probes, key=lambda probe: probe.deviation.relative).deviation
+    probes = ", ".join(str(probe.batch) for probe in made.probes)
+    told = answer(
+        "export",
+        model=spec,
+        weights=weights,
+        error_max=made.max_error,
+        checks=[{"name": "export", "passed": True, "detail": f"{made.rung}; batch sizes {probes}; {largest}."}],
+        files={Path(name).name: name for name in made.files},
+        seconds={"total": round(time.perf_counter() - start, 3)},
+        opset=made.opset,
+        rung=made.rung,
+        batch=made.batch,
+        size_bytes=made.size_bytes,
+        sha256=made.sha256,
+        refused=[{"rung": refusal.rung, "reason": refusal.reason} for refusal in made.refused],
+    )
+
+    def draw(console: "Console") -> None:
+        free = "any batch size" if made.batch is None else f"a batch of {made.batch}"
+        console.print(
+            Text.assemble(
+                ("Wrote ", "bold"), f"{made.path}: {numbers.size(made.size_bytes)}, ", f"opset {made.opset}, {free}"
+            )
+        )
+        console.print(Text(f"Equals torch at batch {probes}: error {made.max_error:.1e} of the largest output"))
+        for refusal in made.refused:
+            console.print(Text.assemble(("note ", "yellow"), f"not {refusal.rung}: {refusal.reason}"))
+
+    screen.show(told, draw)
+    return 0

@@ -1,0 +1,71 @@
+"""``metaprune inspect``: the axes of a network as a tree, before anything is done to it."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from metaprune.cli.answer import answer
+from metaprune.cli.options import AsJson, Debug, InputShape, Model, ModelArg, Weights
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def inspect(
+    model: Model = None,
+    weights: Weights = None,
+    input_shape: InputShape = None,
+    model_arg: ModelArg = None,
+    frozen: Annotated[bool, typer.Option("--frozen/--no-frozen", help="Also show axes that must stay.")] = True,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Show what may be cut: every axis with its size, what it couples, its share of the cost, or why it must stay."""
+    from rich.text import Text
+
+    from metaprune.cli.screen import Screen
+    from metaprune.cli.subject import model_args, read_subject, shape_of
+    from metaprune.errors import ConfigError
+    from metaprune.graph import trace
+    from metaprune.graph.show import axis_rows, axis_tree
+    from metaprune.report import numbers
+
+    if model is None:
+        raise ConfigError("`--model` is needed, but was not given. `metaprune list models` shows those of the zoo.")
+    screen = Screen(as_json)
+    subject = read_subject(
+        model, weights=weights, input_shape=shape_of(input_shape), model_args=model_args(model_arg)
+    )  # fmt: skip
+    start = time.perf_counter()
+    network = trace(subject.module, subject.source.example_inputs)
+    seconds = round(time.perf_counter() - start, 3)
+    cost = network.cost()
+    told = answer(
+        "inspect",
+        model=subject.source.spec,
+        weights=weights,
+        before={
+            "metrics": {},
+            "macs": cost.macs,
+            "params": cost.params,
+            "bytes": cost.bytes,
+            "latency_ms": None,
+        },
+        activations=cost.activations,
+        axes=axis_rows(network),
+        fingerprint=network.fingerprint,
+        seconds={"trace": seconds, "total": seconds},
+    )
+
+    def draw(console: "Console") -> None:
+        console.print(axis_tree(network, title=subject.source.spec, frozen=frozen))
+        console.print(
+            Text(
+                f"{numbers.count(cost.macs)} MACs per sample, {numbers.count(cost.params)} parameters, "
+                f"{numbers.size(cost.bytes)}; traced in {seconds:.2f} s"
+            )
+        )
+
+    screen.show(told, draw)
+    return 0

@@ -1,0 +1,179 @@
+"""``metaprune prune``: a trained network in, a smaller one out, with every proof that can be had."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metaprune.cli.options import (
+    DECISION,
+    NETWORK,
+    OUTPUT,
+    RECOVERY,
+    AsJson,
+    Data,
+    Debug,
+    InputShape,
+    Model,
+    ModelArg,
+    Weights,
+)
+
+
+def prune(
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    input_shape: InputShape = None,
+    model_arg: ModelArg = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="classification, feature_matching or package.module:factory.", rich_help_panel=NETWORK
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="BUDGET", help="E.g. macs=0.5, or params=0.3,bytes=256KB.", rich_help_panel=DECISION),
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What a unit is worth. [taylor with data, else l2]", rich_help_panel=DECISION
+        ),
+    ] = None,
+    allocator: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How much each axis may lose. [global]", rich_help_panel=DECISION)
+    ] = None,
+    round_to: Annotated[
+        int | None, typer.Option(metavar="N", help="Sizes are multiples of this. [1]", rich_help_panel=DECISION)
+    ] = None,
+    floor: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of every axis that must stay. [0.1]", rich_help_panel=DECISION),
+    ] = None,
+    calibration: Annotated[
+        int | None, typer.Option(metavar="N", help="Training samples to look at. [2048]", rich_help_panel=DECISION)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Decides every random number. [0]", rich_help_panel=DECISION)
+    ] = None,
+    recovery: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="One or more, separated by commas, or none. [recalibrate_norm with data]",
+            rich_help_panel=RECOVERY,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Of fine-tuning. [3]", rich_help_panel=RECOVERY)
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Highest learning rate. [0.01]", rich_help_panel=RECOVERY)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Samples per step. [128]", rich_help_panel=RECOVERY)
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(metavar="X", help="[0.0005]", rich_help_panel=RECOVERY)] = None,
+    distil: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Weight of the dense network as a teacher. [0]", rich_help_panel=RECOVERY),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="Of the distillation. [4]", rich_help_panel=RECOVERY)
+    ] = None,
+    accelerator: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="auto, cpu or cuda. [auto]", rich_help_panel=RECOVERY)
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Where files go. [runs/MODEL-DATE-TIME]", rich_help_panel=OUTPUT),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete what an earlier run left there.", rich_help_panel=OUTPUT)
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what an interrupted run left there.", rich_help_panel=OUTPUT)
+    ] = False,
+    export: Annotated[
+        bool | None, typer.Option("--export/--no-export", help="Write and check ONNX files.", rich_help_panel=OUTPUT)
+    ] = None,
+    bench: Annotated[
+        bool | None, typer.Option("--bench/--no-bench", help="Time dense against pruned.", rich_help_panel=OUTPUT)
+    ] = None,
+    track: Annotated[
+        bool | None, typer.Option("--track/--no-track", help="Keep a run in MLflow.", rich_help_panel=OUTPUT)
+    ] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="MLflow store. [sqlite:///mlflow.db]", rich_help_panel=OUTPUT),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A recipe in YAML, or the name of a shipped one; flags override it."),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Make a network smaller, bring its accuracy back, export it and prove it.
+
+    Everything that can be wrong is looked at before any work begins. Accuracy is
+    reported on the test split and decides nothing.
+    """
+    given: dict[str, Any] = {
+        "model": model,
+        "weights": weights,
+        "data": data,
+        "input_shape": input_shape,
+        "task": task,
+        "budget": budget,
+        "criterion": criterion,
+        "allocator": allocator,
+        "round_to": round_to,
+        "floor": floor,
+        "calibration": calibration,
+        "seed": seed,
+        "recovery": recovery,
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "weight_decay": weight_decay,
+        "distil": distil,
+        "temperature": temperature,
+        "accelerator": accelerator,
+        "export": export,
+        "bench": bench,
+        "out": out,
+        "track": track,
+        "tracking_uri": tracking_uri,
+    }
+    from metaprune.config import load_recipe, prune_options
+
+    recipe = None if config is None else load_recipe(config)  # before torch is imported: it is what most often fails
+    from metaprune.allocate import ALLOCATORS
+    from metaprune.cli.course import Order, carry_out, command_line, finish
+    from metaprune.cli.screen import Screen
+    from metaprune.cli.subject import model_args
+    from metaprune.criteria import CRITERIA
+    from metaprune.recovery import RECOVERIES
+
+    names = {"criterion": tuple(CRITERIA), "allocator": tuple(ALLOCATORS), "recovery": tuple(RECOVERIES)}
+    options = prune_options(given | {"model_args": model_args(model_arg)}, recipe, names)
+    folder = Path(options.out) if options.out else _new_folder(options.model)
+    screen = Screen(as_json)
+    order = Order(
+        command="prune",
+        options=options,
+        folder=folder,
+        again=command_line(options, folder),
+        force=force,
+        resume=resume,
+    )
+    return finish(carry_out(order, screen), screen)
+
+
+def _new_folder(model: str) -> Path:
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in model.rpartition(":")[2])
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

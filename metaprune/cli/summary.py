@@ -1,0 +1,199 @@
+"""What came out of a prune: as data for scripts, and as a table for people. The table is drawn from the data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from metaprune.budget import parse_budget
+from metaprune.cli.answer import answer
+from metaprune.report import numbers
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from metaprune.cli.delivery import Delivery
+    from metaprune.cli.subject import Subject
+    from metaprune.config import PruneOptions
+    from metaprune.pipeline import Figures, Result
+    from metaprune.recovery import Recovery
+    from metaprune.tracking import Tracker
+
+REPORT = "report.html"
+OUTCOME = "outcome.json"  # the answer of the command, kept beside the result
+
+
+def outcome(
+    command: str,
+    options: "PruneOptions",
+    subject: "Subject",
+    recoveries: "Sequence[Recovery]",
+    result: "Result",
+    delivery: "Delivery",
+    tracked: "Tracker",
+) -> dict[str, Any]:
+    """Everything that was found out, as plain data."""
+    from metaprune.cli.delivery import DENSE, PRUNED
+    from metaprune.tracking import without_password
+
+    split = result.accuracy.get("dense")
+    kept = {name: len(ranks) for name, ranks in result.plan.draft().keep.items()}
+    folder = delivery.folder
+    names = ("plan.json", "model.safetensors", "example.safetensors", "result.json", PRUNED, DENSE)
+    files = {name: str(folder / name) for name in names if (folder / name).exists()}
+    latency = delivery.latency
+    medians = (None, None) if latency is None else tuple(arm.p50.value for arm in latency.arms)
+    return answer(
+        command,
+        model=subject.source.spec,
+        weights=options.weights,
+        data=options.data,
+        split=None if split is None else split.split,
+        images=None if split is None else split.n,
+        before=_figures(result.before, medians[0]),
+        after=_figures(result.after, medians[1]),
+        budget=str(parse_budget(options.budget)),
+        error_max=result.verification.max_error,
+        checks=delivery.checks,
+        files={"folder": str(folder), **files, REPORT: str(folder / REPORT)},
+        seconds={},
+        criterion=result.plan.made_by["criterion"],
+        allocator=result.plan.made_by["allocator"],
+        recovery=[
+            {"name": recovery.name, "seconds": done.seconds, "notes": list(done.notes), "history": list(done.history)}
+            for recovery, done in zip(recoveries, result.recovered, strict=True)
+        ],
+        plan={
+            "made_by": dict(result.plan.made_by),
+            "axes": [
+                {"name": axis.name, "size": axis.size, "kept": kept.get(axis.name, axis.size)}
+                for axis in result.network.axes
+                if axis.prunable
+            ],
+        },
+        accuracy={name: found.to_json() for name, found in result.accuracy.items()},
+        difference=None if result.difference is None else result.difference.to_json(),
+        latency=None if latency is None else latency.to_json(),
+        tracking={"run_id": tracked.run_id, "uri": without_password(tracked.uri) or None},
+        notes=delivery.notes,
+        reproduce="",
+        next=_next(options, delivery),
+    )
+
+
+def gates_failed(told: Mapping[str, Any]) -> list[str]:
+    """Names of the checks that failed."""
+    return [check["name"] for check in told["checks"] if check["passed"] is False]
+
+
+def draw(told: Mapping[str, Any], console: "Console") -> None:
+    """The answer for people, at most 80 columns wide."""
+    from rich.table import Table
+    from rich.text import Text
+
+    before, after = told["before"], told["after"]
+    recovery = "+".join(part["name"] for part in told["recovery"]) or "no recovery"
+    console.print()
+    console.print(Text.assemble((str(told["model"]), "bold"), f" at {told['budget']}: ", _cut(told), f", {recovery}"))
+    console.print()
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    for name in ("", "dense", "pruned"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    table.add_column("", no_wrap=False)
+    if told["difference"] is not None:
+        change, cut = told["difference"], told["accuracy"]["cut"]
+        table.add_row(
+            f"accuracy, {told['images']} {told['split']} images",
+            numbers.percent(before["metrics"]["accuracy"]),
+            Text(numbers.percent(after["metrics"]["accuracy"]), style="bold"),
+            numbers.points(change["value"], change["low"], change["high"]),
+        )
+        if told["recovery"]:
+            table.add_row("  directly after the cut", "", numbers.percent(cut["value"]), "")
+    for name, quantity, words in (
+        ("MACs", "macs", numbers.count),
+        ("parameters", "params", numbers.count),
+        ("bytes", "bytes", numbers.size),
+    ):
+        small, dense = after[quantity], before[quantity]
+        table.add_row(name, words(dense), words(small), numbers.ratio(small / dense))
+    comparison = told["latency"] and told["latency"]["comparisons"][0]
+    if comparison:
+        ratio = comparison["ratio"]
+        table.add_row(
+            "latency, batch 1",
+            numbers.milliseconds(before["latency_ms"]),
+            numbers.milliseconds(after["latency_ms"]),
+            numbers.ratio(ratio["value"], ratio["low"], ratio["high"]),
+        )
+    console.print(table)
+    console.print()
+    if comparison:
+        share = after["macs"] / before["macs"]
+        console.print(Text(numbers.in_return(share, comparison["ratio"]["value"], comparison["verdict"])))
+    console.print(Text(f"The cut network equals the masked one to {told['error_max']:.1e} of the largest output."))
+    draw_checks(told["checks"], console)
+    for note in told["notes"]:
+        console.print(Text.assemble(("note ", "yellow"), note))
+    console.print()
+    _draw_places(told, console)
+
+
+def draw_checks(checks: Sequence[Mapping[str, Any]], console: "Console") -> None:
+    """One line of outcomes, then what was found by those that failed."""
+    from rich.text import Text
+
+    line = Text("Checks: ")
+    for k, check in enumerate(checks):
+        word, style = OUTCOMES[check["passed"]]
+        line.append(", " if k else "").append(f"{check['name']} ").append(word, style)
+    console.print(line)
+    for check in checks:
+        if check["passed"] is False:
+            console.print(Text.assemble((f"{check['name']} ", "bold red"), str(check["detail"])))
+
+
+OUTCOMES = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("not made", "dim")}
+
+
+def _cut(told: Mapping[str, Any]) -> str:
+    axes = told["plan"]["axes"]
+    cut = sum(axis["kept"] < axis["size"] for axis in axes)
+    return f"{cut} of {len(axes)} axes cut by {told['criterion']}, {told['allocator']}"
+
+
+def _draw_places(told: Mapping[str, Any], console: "Console") -> None:
+    from rich.text import Text
+
+    files = [name for name in told["files"] if name not in ("folder", REPORT)]
+    console.print(Text.assemble(("Report  ", "bold"), told["files"][REPORT]), soft_wrap=True)
+    console.print(Text.assemble(("Files   ", "bold"), f"{told['files']['folder']}: {', '.join(files)}"))
+    if told["tracking"]["run_id"]:
+        console.print(Text.assemble(("Tracked ", "bold"), f"MLflow run {told['tracking']['run_id']}"))
+    console.print(Text("Next", style="bold"))
+    for command in told["next"]:
+        console.print(Text(f"  {command}"), soft_wrap=True)  # never broken, so that it can be copied
+
+
+def _figures(figures: "Figures", latency_ms: float | None) -> dict[str, Any]:
+    return {**asdict(figures), "metrics": dict(figures.metrics), "latency_ms": latency_ms}
+
+
+def _next(options: "PruneOptions", delivery: "Delivery") -> list[str]:
+    """Commands that make sense from here."""
+    import shlex
+
+    from metaprune.cli.delivery import DENSE, PRUNED
+    from metaprune.tracking import without_password
+
+    commands = []
+    folder = delivery.folder
+    if delivery.exported is not None:
+        commands.append(shlex.join(["metaprune", "validate", "--run", str(folder)]))
+        if (folder / DENSE).exists():
+            commands.append(shlex.join(["metaprune", "bench", str(folder / DENSE), str(folder / PRUNED)]))
+    else:
+        commands.append(shlex.join(["metaprune", "export", "--run", str(folder)]))
+    if options.track:
+        where = [] if options.tracking_uri is None else ["--tracking-uri", without_password(options.tracking_uri)]
+        commands.append(shlex.join(["metaprune", "ui", *where]))
+    return commands

@@ -1,0 +1,258 @@
+"""What `metaprune prune` is asked to do: from flags, and from recipes in YAML that flags override.
+
+A recipe holds the same keys as the command has options (``batch_size`` for ``--batch-size``). ``${NAME}`` in a text
+stands for an environment variable, so that a recipe names no folder of one machine. Neither torch nor a registry is
+imported here; who knows the registered names hands them in.
+"""
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from metaprune.errors import ConfigError, InputError, did_you_mean
+
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+_PLACES = frozenset({"out", "track", "tracking_uri"})  # where results go plays no part in what they are
+_NONE = "none"
+
+
+def _numbers(value: Any) -> Any:
+    """``"1,3,224,224"`` as a tuple; anything else is left to pydantic."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise ValueError("must be whole numbers separated by commas, e.g. 1,3,224,224") from None
+
+
+def _names(value: Any) -> Any:
+    """A list of names as one text, as on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+class PruneOptions(BaseModel):
+    """Everything that `metaprune prune` can be asked for; the command's help says what each option means.
+
+    Criterion, recovery and task are None where the choice is left to the pipeline.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str = Field(min_length=1)
+    weights: str | None = None
+    data: str | None = None
+    input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_numbers)] = None
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    task: str | None = None
+
+    budget: str = Field(min_length=1)
+    criterion: str | None = None
+    allocator: str = "global"
+    round_to: int | None = Field(default=None, ge=1)
+    floor: float = Field(default=0.1, ge=0, le=1)
+    calibration: int = Field(default=2048, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    recovery: Annotated[str | None, BeforeValidator(_names)] = None
+    epochs: int | None = Field(default=None, ge=1)
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    batch_size: int | None = Field(default=None, ge=1)
+    weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    distil: float | None = Field(default=None, ge=0, le=1)
+    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    export: bool = True
+    bench: bool = True
+    out: str | None = None
+    track: bool = True
+    tracking_uri: str | None = None
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The options of recoveries that were given."""
+        names = ("epochs", "lr", "batch_size", "weight_decay", "distil", "temperature")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """All that decides the result, as plain JSON: what a run must share with the one that it goes on with."""
+        return self.model_dump(mode="json", exclude=set(_PLACES))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a YAML file says, with ``${NAME}`` as it stands there: a variable is needed only where no flag overrides it.
+
+    Args:
+        path: The file.
+        values: By key.
+        lines: Line of each key, counted from 1.
+    """
+
+    path: Path
+    values: Mapping[str, Any] = field(default_factory=dict)
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def where(self, key: str) -> str:
+        """The place of a key, for messages."""
+        return f"{self.path}:{self.lines[key]}: `{key}`" if key in self.lines else f"{self.path}: `{key}`"
+
+
+def prune_options(
+    flags: Mapping[str, Any], recipe: Recipe | None = None, names: Mapping[str, Collection[str]] | None = None
+) -> PruneOptions:
+    """Flags over a recipe over the defaults.
+
+    Args:
+        flags: By key; None where a flag was not given.
+        recipe: A recipe, or None.
+        names: The registered names that the values of some keys must be among, e.g. ``{"criterion": CRITERIA}``; a
+            value may hold several, separated by commas, or be ``none``.
+
+    Raises:
+        ConfigError: A value does not fit, or one that is needed is missing; the message names its file and line, or its
+            flag.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    recipe = recipe or Recipe(Path())
+    written = {key: _filled_in(value, key, recipe) for key, value in recipe.values.items() if key not in given}
+
+    def where(key: str) -> str:
+        return recipe.where(key) if key in written else _flag(key)
+
+    try:
+        options = PruneOptions(**written, **given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"{where(str(first['loc'][0]))} {_rule(first)}.") from error
+    for key, known in (names or {}).items():
+        text = getattr(options, key)
+        for name in (part.strip() for part in (text or _NONE).split(",")):
+            if name not in (_NONE, *known):
+                legal = ", ".join(sorted(known))
+                raise ConfigError(
+                    f"{where(key)} must be a registered name, but it is {name!r}.{did_you_mean(name, known)} "
+                    f"Known: {legal}."
+                )
+    return options
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file, or the name of a recipe that ships with metaprune (``metaprune list configs``).
+
+    Raises:
+        InputError: There is no such file, or it cannot be read.
+        ConfigError: It is no YAML, a key is unknown or stands there twice, or it needs a variable that is not set.
+    """
+    file = _find(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"a recipe must be a readable text file, but {file} is not ({error}).") from error
+    try:
+        node, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}:{mark.line + 1}" if mark is not None else f"{file}"
+        raise ConfigError(f"{place}: a recipe must be YAML, but {getattr(error, 'problem', None) or error}.") from error
+    if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
+        raise ConfigError(
+            f"{file}: a recipe must be lines of `key: value`, but it is not. See `metaprune list configs`."
+        )
+    lines: dict[str, int] = {}
+    for key_node, _ in node.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in lines:
+            raise ConfigError(f"{file}:{line}: every key may stand once, but `{key}` stands in line {lines[key]} too.")
+        if key not in PruneOptions.model_fields:
+            known = PruneOptions.model_fields
+            raise ConfigError(
+                f"{file}:{line}: no key is named {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}."
+            )
+        lines[key] = line
+    return Recipe(file, values, lines)
+
+
+@cache
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with metaprune, by name: their path below ``configs/`` without the suffix."""
+    root = Path(str(files("metaprune.configs")))
+    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+
+
+def _find(path: str | Path) -> Path:
+    """A file of that name; else a shipped recipe, by its whole name or the last part of it."""
+    file, shipped = Path(path), shipped_recipes()
+    if file.is_file():
+        return file
+    named = [found for name, found in shipped.items() if str(path) in (name, Path(name).name)]
+    if len(named) == 1:
+        return named[0]
+    hint = did_you_mean(str(path), [*shipped, *(Path(name).name for name in shipped)])
+    raise InputError(
+        f"a recipe must be a YAML file or one that ships with metaprune, but {str(path)!r} is neither.{hint} "
+        f"Shipped: {', '.join(shipped)}."
+    )
+
+
+def _flag(key: str) -> str:
+    name = "model_arg" if key == "model_args" else key  # given once for each of them
+    return f"`--{name.replace('_', '-')}`"
+
+
+def _filled_in(value: Any, key: str, recipe: Recipe) -> Any:
+    if not isinstance(value, str):
+        return value
+
+    def content(match: re.Match[str]) -> str:
+        name = match[1]
+        if not os.environ.get(name):
+            raise ConfigError(
+                f"{recipe.where(key)} needs the environment variable {name}, but it is not set. Set it "
+                f"(export {name}=...), or give {_flag(key)}."
+            )
+        return os.environ[name]
+
+    return _VARIABLE.sub(content, value)
+
+
+_RULES = {
+    "missing": "is needed, but was not given",
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be above {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "less_than": "must be below {lt:g}",
+    "finite_number": "must be finite",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_type": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "string_type": "must be a text",
+    "string_too_short": "must not be empty",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dict_type": "must be a mapping of names to values",
+    "tuple_type": "must be whole numbers separated by commas, e.g. 1,3,224,224",
+    "literal_error": "must be {expected}",
+}
+
+
+def _rule(error: Mapping[str, Any]) -> str:
+    """What pydantic found, as the rule and the value seen."""
+    kind, context = error["type"], error.get("ctx", {})
+    rule = str(context.get("error")) if kind == "value_error" else _RULES.get(kind, error["msg"]).format(**context)
+    return rule if kind == "missing" else f"{rule}, but it is {error['input']!r}"

@@ -1,0 +1,242 @@
+"""The recorded calls of a network as a ``torch.fx.GraphModule``, with new sizes.
+
+For code that holds sizes where no attribute can be changed. Layers of ``torch.nn`` stay modules, so that dropout and
+BatchNorm still know training from evaluation; everything else becomes the ATen call that it was, with the size
+arguments recomputed. Every other number is that of the dense network, so that a scale taken from a size keeps its
+value. The batch is free; other dimensions of the input are those of the example.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from metaprune.graph.adapt import SizedMultiheadAttention
+from metaprune.graph.axes import Alive
+from metaprune.graph.layout import Layout
+from metaprune.graph.record import ModuleCall, Op, Path, Ref, Trace, refs_in
+from metaprune.graph.rules import find_rule
+from metaprune.graph.trace import CONSTANT, ExampleInputs, trace_model
+
+Affine = tuple[int, int]  # (a, b): a * batch + b
+
+
+def rewritten(
+    model: nn.Module, slim: nn.Module, layout: Layout, alive: Alive, example_inputs: ExampleInputs
+) -> fx.GraphModule:
+    """The calls of `model`, with the parameters of `slim` and the sizes that are left.
+
+    Args:
+        model: The dense network.
+        slim: A copy of it with sliced parameters and buffers; its layers are used.
+        layout: The axes and the recorded calls.
+        alive: Which units stay.
+        example_inputs: What it was traced with.
+    """
+    return _Rewriter(model, slim, layout, alive, example_inputs).module()
+
+
+class _Rewriter:
+    def __init__(
+        self, model: nn.Module, slim: nn.Module, layout: Layout, alive: Alive, example_inputs: ExampleInputs
+    ) -> None:
+        self.model, self.slim, self.layout, self.alive = model, slim, layout, alive
+        self.trace = layout.trace
+        self.graph = fx.Graph()
+        self.nodes: dict[int, fx.Node] = {}
+        self.batch_of = _with_batch(model, example_inputs, self.trace)
+        self._first: fx.Node | None = None
+        self._batch: fx.Node | None = None
+        self._device: fx.Node | None = None
+
+    def module(self) -> fx.GraphModule:
+        self._placeholders()
+        leaves = {call.start: call for call in self.trace.calls if self._is_leaf(call)}
+        index = 0
+        while index < len(self.trace.ops):
+            if index in leaves:
+                self._layer(leaves[index])
+                index = leaves[index].stop
+            else:
+                self._call(self.trace.ops[index])
+                index += 1
+        self.graph.output(self._nodes(self.trace.result))
+        module = fx.GraphModule(self.slim, self.graph, class_name=type(self.model).__name__)
+        for name, part in module.named_modules():
+            part.training = self.slim.get_submodule(name).training
+        return module
+
+    def _placeholders(self) -> None:
+        args, kwargs = self.trace.given
+        names = [
+            name
+            for name, parameter in inspect.signature(self.model.forward).parameters.items()
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        names += [f"input_{k}" for k in range(len(names), len(args))]
+        for name, given in (*zip(names, args), *kwargs.items()):
+            node = self.graph.placeholder(name)
+            self._bind(given, node)
+            if self._first is None and isinstance(given, Ref):
+                self._first = node
+        if self._first is None:
+            self._first = self.nodes[self.trace.inputs[0]]
+
+    def _bind(self, item: Any, node: fx.Node) -> None:
+        """Remember which node gives which value."""
+        if isinstance(item, Ref):
+            self.nodes[item.number] = node
+        elif isinstance(item, (list, tuple)):
+            for k, entry in enumerate(item):
+                if refs_in(entry):
+                    self._bind(entry, self.graph.call_function(_getitem, (node, k)))
+        elif isinstance(item, Mapping):
+            for key, entry in item.items():
+                if refs_in(entry):
+                    self._bind(entry, self.graph.call_function(_getitem, (node, key)))
+
+    def _node(self, number: int) -> fx.Node:
+        if number not in self.nodes:
+            value = self.trace.values[number]
+            name = value.name
+            if not name:
+                assert value.foreign is not None, value
+                name = f"{CONSTANT}{number}"
+                self.slim.register_buffer(name, value.foreign.detach().clone(), persistent=True)
+            self.nodes[number] = self.graph.get_attr(name)
+        return self.nodes[number]
+
+    def _nodes(self, item: Any) -> Any:
+        """A recorded structure with nodes for its tensors."""
+        if isinstance(item, Ref):
+            return self._node(item.number)
+        if type(item) in (list, tuple):
+            return type(item)(map(self._nodes, item))
+        if type(item) is dict:
+            return {key: self._nodes(entry) for key, entry in item.items()}
+        if refs_in(item):  # a dataclass
+            fields = {name: self._nodes(getattr(item, name)) for name in item.__dataclass_fields__}
+            return self.graph.call_function(type(item), (), fields)
+        if isinstance(item, torch.device):
+            return self._where()
+        return item
+
+    def _where(self) -> fx.Node:
+        if self._device is None:
+            assert self._first is not None
+            with self.graph.inserting_after(self._first):
+                self._device = self.graph.call_function(getattr, (self._first, "device"))
+        return self._device
+
+    def _is_leaf(self, call: ModuleCall) -> bool:
+        """A layer of torch without parts of its own, called with tensors, that can be called again as it is."""
+        if call.start == call.stop:
+            return False
+        module = self.slim.get_submodule(call.path)
+        own = type(module).__module__.startswith("torch.nn.modules") and not list(module.children())
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        inner = {number for op in self.trace.ops[call.start : call.stop] for number in op.outputs}
+        given = set(refs_in(call.result))
+        later = {number for op in self.trace.ops[call.stop :] for number in op.inputs} | set(self.trace.outputs)
+        whole = not (inner - given) & later
+        return own and not hooks and whole and not isinstance(module, SizedMultiheadAttention)
+
+    def _layer(self, call: ModuleCall) -> None:
+        node = self.graph.call_module(call.path, self._nodes(call.args), self._nodes(call.kwargs))
+        self._bind(call.result, node)
+
+    def _call(self, op: Op) -> None:
+        if op.name in ("dropout", "feature_dropout", "alpha_dropout") and not op.arguments["train"]:
+            self._bind(op.result, self._dropout(op))
+            return
+        if op.name == "split":  # into parts that may differ now
+            sizes = [self._number(op, path, size) for path, size in op.constants.items() if path[0] == "split_sizes"]
+            arguments = (self._node(op.inputs[0]), sizes, op.arguments["dim"])
+            self._bind(op.result, self.graph.call_function(torch.ops.aten.split_with_sizes.default, arguments))
+            return
+        args, kwargs = [], {}
+        for argument in op.func._schema.arguments:
+            item = self._argument(op, argument.name)
+            if argument.kwarg_only:
+                kwargs[argument.name] = item
+            else:
+                args.append(item)
+        self._bind(op.result, self.graph.call_function(op.func, tuple(args), kwargs))
+
+    def _argument(self, op: Op, name: str) -> Any:
+        item = op.arguments[name]
+        if isinstance(item, (list, tuple)) and not any(isinstance(entry, (list, tuple)) for entry in item):
+            return [self._number(op, (name, k), entry) for k, entry in enumerate(item)]
+        return self._number(op, (name, None), item)
+
+    def _number(self, op: Op, path: Path, item: Any) -> Any:
+        """A constant of a call, with its new size, in terms of the batch where it depends on it."""
+        if path not in op.constants:
+            return self._nodes(item)
+        number = op.constants[path]
+        if path in op.sizes:
+            left = self.layout.count(op.sizes[path].labels_NK, self.alive)
+            number = -left if isinstance(number, int) and number < 0 else left
+        if (op.index, path) in self.batch_of:
+            factor, offset = self.batch_of[op.index, path]
+            if path in op.sizes:  # the rest of the dimension has shrunk
+                factor, offset = divmod(number, self.trace.batch)
+            return self._times_batch(factor, offset)
+        return self._nodes(number)
+
+    def _times_batch(self, factor: int, offset: int) -> Any:
+        if self._batch is None:
+            assert self._first is not None
+            with self.graph.inserting_after(self._first):
+                self._batch = self.graph.call_method("size", (self._first, 0))
+        node: fx.Node = self._batch
+        if factor != 1:
+            node = self.graph.call_function(_multiply, (node, factor))
+        return self.graph.call_function(_add, (node, offset)) if offset else node
+
+    def _dropout(self, op: Op) -> fx.Node:
+        kind = {"dropout": nn.Dropout, "feature_dropout": nn.Dropout2d, "alpha_dropout": nn.AlphaDropout}[op.name]
+        name = f"dropout_{op.index}"
+        self.slim.add_module(name, kind(op.arguments["p"]).train(self.slim.training))
+        return self.graph.call_module(name, (self._node(op.inputs[0]),))
+
+
+def _getitem(item: Any, key: Any) -> Any:
+    return item[key]
+
+
+def _multiply(a: int, b: int) -> int:
+    return a * b
+
+
+def _add(a: int, b: int) -> int:
+    return a + b
+
+
+def _with_batch(model: nn.Module, example_inputs: ExampleInputs, trace: Trace) -> dict[tuple[int, Path], Affine]:
+    """Integer arguments that follow the batch, found by tracing once more with one sample more."""
+    try:
+        more = trace_model(model, _one_more(example_inputs, trace.batch), find_rule, real=trace.real)
+    except Exception:  # the network takes this batch alone
+        return {}
+    if [op.name for op in more.ops] != [op.name for op in trace.ops]:
+        return {}
+    out: dict[tuple[int, Path], Affine] = {}
+    for op, other in zip(trace.ops, more.ops, strict=True):
+        for path, number in op.constants.items():
+            seen = other.constants.get(path)
+            if type(number) is int and type(seen) is int and seen != number:
+                out[op.index, path] = (seen - number, number - (seen - number) * trace.batch)
+    return out
+
+
+def _one_more(item: Any, batch: int) -> Any:
+    if isinstance(item, Tensor):
+        return torch.cat([item, item[:1]]) if item.ndim and item.shape[0] == batch else item
+    if isinstance(item, Mapping):
+        return {key: _one_more(entry, batch) for key, entry in item.items()}
+    if isinstance(item, (list, tuple)):
+        return tuple(_one_more(entry, batch) for entry in item)
+    return item

@@ -1,0 +1,114 @@
+"""Copies of a model: with other tensors, and with integers that remember where they live."""
+
+import copy
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaprune.errors import UnsupportedModelError
+from metaprune.graph.adapt import adapt
+from metaprune.graph.record import Source, TracedInt, tensors_in
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by every name they have."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def copy_with(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> tuple[nn.Module, dict[int, Any]]:
+    """A copy of a model in which every tensor is replaced; tensors that are one stay one.
+
+    What cannot be copied (a lock, an open file) is shared with the original.
+
+    Returns:
+        The copy, and the memory of what became what, by address.
+
+    Raises:
+        UnsupportedModelError: The model cannot be copied even so.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in tensors_in(vars(module)):
+            if id(tensor) not in memo:
+                memo[id(tensor)] = replace(tensor)
+    before = dict(memo)
+    try:
+        return copy.deepcopy(model, memo), memo
+    except Exception:
+        memo = before
+        for module in model.modules():
+            for name, item in vars(module).items():
+                if name not in _OWN and not _copies(item, memo):
+                    memo[id(item)] = item
+    try:
+        return copy.deepcopy(model, memo), memo
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"a model must be copyable, but {type(model).__name__} is not: {type(error).__name__}: {error}. "
+            "Keep what cannot be copied out of its attributes."
+        ) from error
+
+
+def _copies(item: Any, memo: dict[int, Any]) -> bool:
+    try:
+        copy.deepcopy(item, dict(memo))
+    except Exception:
+        return False
+    return True
+
+
+_OWN = frozenset(vars(nn.Module()))
+
+
+def twin(model: nn.Module, *, real: bool) -> nn.Module:
+    """A copy for tracing, in evaluation mode.
+
+    Its tensors are meta (or clones, if `real`), its integer attributes remember where they live, and its hooks have
+    closures of their own, so that what they collect stays with the copy.
+    """
+
+    def replace(tensor: Tensor) -> Tensor:
+        data = tensor.detach()
+        if real:
+            data = data.clone()
+        elif data.device.type != "meta":
+            data = torch.empty_strided(data.shape, data.stride(), dtype=data.dtype, device="meta")
+        return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+
+    other, memo = copy_with(model, replace)
+    adapt(other)
+    for path, module in other.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for name, item in list(vars(module).items()):
+            if name not in _OWN:
+                vars(module)[name] = _traced(item, path, name)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in hooks.items():
+                hooks[key] = _with_own_closure(hook, memo)
+    return other.eval()
+
+
+def _traced(item: Any, path: str, name: str) -> Any:
+    if type(item) is int:
+        return TracedInt(item, Source(path, name))
+    if type(item) in (list, tuple) and item and all(type(entry) is int for entry in item):
+        return type(item)(TracedInt(entry, Source(path, name, k)) for k, entry in enumerate(item))
+    return item
+
+
+def _with_own_closure(hook: Any, memo: dict[int, Any]) -> Any:
+    if not isinstance(hook, types.FunctionType) or not hook.__closure__:
+        return hook
+    cells = []
+    for cell in hook.__closure__:
+        try:
+            cells.append(types.CellType(copy.deepcopy(cell.cell_contents, memo)))
+        except Exception:  # an empty cell, or something that cannot be copied: share it
+            cells.append(cell)
+    own = types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, tuple(cells))
+    own.__kwdefaults__ = hook.__kwdefaults__
+    return own

@@ -1,0 +1,85 @@
+"""The demo is the first thing that a user runs: it must be quick, right, and say what to do next."""
+
+import re
+import shlex
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import Answer, command
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Answer, Path, float]:
+    folder = tmp_path_factory.mktemp("demo")
+    start = time.perf_counter()
+    done = command("demo", "--out", folder / "demo", "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}", "--json")
+    return done, folder / "demo", time.perf_counter() - start
+
+
+def test_it_takes_at_most_two_minutes(demo: tuple[Answer, Path, float]) -> None:
+    done, _, seconds = demo
+    assert done.code == 0, done.err
+    assert seconds < 120
+
+
+def test_the_network_is_good_and_half_the_work_is_gone(demo: tuple[Answer, Path, float]) -> None:
+    told = demo[0].json
+    assert (told["split"], told["images"]) == ("test", 359)
+    assert told["before"]["metrics"]["accuracy"] >= 97
+    assert told["after"]["macs"] <= 0.5 * told["before"]["macs"]
+    assert told["after"]["metrics"]["accuracy"] >= told["before"]["metrics"]["accuracy"] - 1.5
+    assert told["error_max"] <= 1e-5
+    assert all(check["passed"] for check in told["checks"])
+    assert told["latency"]["comparisons"][0]["ratio"]["n"] >= 200
+    assert told["tracking"]["run_id"]
+
+
+def test_it_explains_itself(demo: tuple[Answer, Path, float]) -> None:
+    assert "Welcome to metaprune" in demo[0].said
+    assert max(map(len, demo[0].err.splitlines())) <= 80
+    for step in ("Training the network", "Choosing what to cut", "Recovering", "Exporting", "Timing"):
+        assert step in demo[0].err
+
+
+def test_everything_lies_in_the_folder(demo: tuple[Answer, Path, float]) -> None:
+    done, folder, _ = demo
+    for name in ("model.onnx", "dense.onnx", "dense.safetensors", "plan.json", "report.html", "run.json"):
+        assert (folder / name).stat().st_size > 0
+    assert not (folder / "checkpoints").exists()
+    assert {Path(path).name for path in done.json["files"].values()} <= {
+        folder.name,
+        *(p.name for p in folder.iterdir()),
+    }
+
+
+def test_what_it_says_to_try_next_works(demo: tuple[Answer, Path, float], tmp_path: Path) -> None:
+    tried = []
+    for line in demo[0].json["next"]:
+        words = shlex.split(line)
+        assert words.pop(0) == "metaprune"
+        extra = {
+            "prune": ["--no-track", "--no-bench", "--no-export", "--epochs", "1", "--out", str(tmp_path / "next")],
+            "bench": ["--rounds", "40", "--seconds", "0.2", "--no-memory"],
+        }
+        if words[0] != "ui":  # it does not end by itself
+            assert command(*words, *extra.get(words[0], [])).code in (0, 7), line
+        tried.append(words[0])
+    assert tried == ["inspect", "prune", "validate", "bench", "ui"]
+
+
+def test_a_second_demo_needs_force(demo: tuple[Answer, Path, float]) -> None:
+    again = command("demo", "--out", demo[1])
+    assert again.code == 3
+    assert "--force" in again.said
+    resumed = command("demo", "--out", demo[1], "--resume", "--json")
+    assert resumed.code == 0
+    assert resumed.json == demo[0].json
+
+
+def test_the_page_tells_the_story(demo: tuple[Answer, Path, float]) -> None:
+    page = (demo[1] / "report.html").read_text()
+    assert "zoo:digits_cnn at macs=0.5" in page
+    assert re.search(r"right on \d+\.\d+ % of 359 test images", page)
+    assert "training loss by epoch" in page
