@@ -128,6 +128,10 @@ def reachable_limits(
 def calibration_batches(data: Data, samples: int, seed: int) -> Callable[[], Iterator[Any]]:
     """A function that gives a fresh pass over the same calibration batches.
 
+    Samples of a split are augmented as they are in training, because what a network remembers of its training samples
+    is not what it makes of new ones: the norms of an uncut ResNet-20, re-estimated on plain training images, cost 2.5
+    points on CIFAR-10, and none on augmented ones.
+
     Args:
         data: A dataset (its training split), a split, batches, or such a function.
         samples: How many samples of a split; batches are taken as they are.
@@ -142,7 +146,7 @@ def calibration_batches(data: Data, samples: int, seed: int) -> Callable[[], Ite
     if isinstance(data, (Dataset, Split)):
         split = data.train if isinstance(data, Dataset) else data
         chosen = split.subset(min(samples, len(split)), seed)
-        return lambda: chosen.batches(CALIBRATION_BATCH)
+        return lambda: chosen.batches(CALIBRATION_BATCH, shuffle=torch.Generator().manual_seed(seed), augment=True)
     if callable(data):
         return data
     batches = [batch if isinstance(batch, (list, tuple)) else (batch,) for batch in data]

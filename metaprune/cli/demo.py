@@ -55,6 +55,8 @@ def demo(
     """
     from pathlib import Path
 
+    import torch
+
     from metaprune.cli.course import Order, carry_out, finish
     from metaprune.cli.screen import Screen
     from metaprune.config import prune_options
@@ -75,6 +77,7 @@ def demo(
             "tracking_uri": tracking_uri,
         }
     )
+    torch.set_num_threads(1)  # more gain nothing on so small a network, and results would hang on their number
     screen = Screen(as_json)
     screen.say(WELCOME)
     folder = Path(out)

@@ -37,7 +37,9 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Answer, Path, str
     folder = tmp_path_factory.mktemp("tracked")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     words = ["--recovery", "recalibrate_norm,finetune", "--epochs", "2", "--batch-size", "64", "--tracking-uri", uri]
-    return command("prune", *TINY, *HALF, *words, "--out", folder / "out", "--json"), folder / "out", uri
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delivery, "BENCH_S", 0.2)
+        return command("prune", *TINY, *HALF, *words, "--out", folder / "out", "--json"), folder / "out", uri
 
 
 # ---- the whole way ---------------------------------------------------------------------------------------------------
@@ -109,7 +111,8 @@ def test_the_run_is_in_mlflow(tracked: tuple[Answer, Path, str]) -> None:
     assert [model.name for model in models] == ["model"]
 
 
-def test_the_summary_fits_into_80_columns(tmp_path: Path) -> None:
+def test_the_summary_fits_into_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "BENCH_S", 0.2)
     done = command("prune", *TINY, *HALF, "--no-track", "--out", "out")
     assert done.code == 0
     lines = done.out.splitlines()
