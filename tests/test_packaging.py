@@ -43,8 +43,14 @@ def test_the_wheel_holds_every_package_and_its_data(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     packages = {str(Path(name).parent).replace("/", ".") for name in names if name.endswith("/__init__.py")}
     assert packages == folders()
-    for suffix in (".yaml", "py.typed", ".json"):
-        assert any(name.endswith(suffix) for name in names), suffix
+    homes = {"metaprune": ROOT / "metaprune", **{name: ROOT / folder for name, folder in MAPPED.items()}}
+    files = {
+        f"{package.replace('.', '/')}/{path.relative_to(home).as_posix()}"
+        for package, home in homes.items()
+        for path in home.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert files <= set(names)
     assert not any("test" in Path(name).name for name in names)
 
 

@@ -1,6 +1,7 @@
 """All verbs under one roof: help, parsing, and the one place where errors become messages and exit codes."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from metaprune import __version__
 from metaprune.cli import bench, demo, doctor, export, inspect, prune, ui, validate
 from metaprune.cli import list as list_
-from metaprune.cli.failure import BROKEN_PIPE, failure_of, traceback_of
+from metaprune.cli.failure import BROKEN_PIPE, Interrupted, failure_of, traceback_of
 from metaprune.cli.screen import say_failure
 
 _OPTIONS = "Options"
@@ -89,11 +90,14 @@ def run(arguments: Sequence[str]) -> int:
         7 resource or noise, 130 interrupted.
     """
     try:
-        return int(app(list(arguments) or ["--help"], prog_name="metaprune", standalone_mode=False) or 0)
+        code = int(app(list(arguments) or ["--help"], prog_name="metaprune", standalone_mode=False) or 0)
+        if code == Interrupted.exit_code:  # how typer passes on a Ctrl-C that no verb took care of
+            raise KeyboardInterrupt
+        return code
     except SystemExit:  # typer ends the process itself where nobody reads what a command prints
         return BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:
-        failure = failure_of(error)
+        failure = failure_of(error, again=shlex.join(["metaprune", *arguments]))
         if failure.exit_code == BROKEN_PIPE:
             return BROKEN_PIPE
         if "--debug" in arguments and not failure.usage:

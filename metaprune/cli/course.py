@@ -135,7 +135,13 @@ def command_line(options: PruneOptions, folder: Path) -> str:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """As `--model-arg` reads it back: JSON, but a text as it is where JSON would not take it for something else."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return json.dumps(value)
 
 
 def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery]]:

@@ -22,6 +22,7 @@ from metaprune.recovery import Recovery
 from metaprune.report import Findings, write
 
 PRUNED, DENSE = "model.onnx", "dense.onnx"
+DENSE_WEIGHTS = "dense.safetensors"  # of runs that trained the dense network themselves
 BENCH_S = 2.0
 _REFERENCE_S = 30.0  # patience with ONNX's own evaluator, which is slow on large networks
 
@@ -29,6 +30,7 @@ WHAT = {
     PRUNED: "the pruned network for any ONNX runtime",
     DENSE: "the dense one, to compare with",
     "model.safetensors": "weights of the pruned network, for metaprune.load",
+    DENSE_WEIGHTS: "weights of the dense network, which was trained here",
     "plan.json": "which units stay on which axis",
     "result.json": "the numbers of this page",
     "run.json": "what was asked, and the versions of all libraries",
@@ -72,7 +74,6 @@ class Delivery:
             data=options.data,
             budget=told["budget"],
             recoveries=[recovery.name for recovery in recoveries],
-            validation=self.validation,
             latency=self.latency,
             checks=self.checks,
             notes=self.notes,

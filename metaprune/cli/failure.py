@@ -12,7 +12,7 @@ import typer
 from metaprune.errors import MetapruneError
 
 BROKEN_PIPE = 141  # what a shell reports for a program that writes to a closed pipe
-_RESOURCE, _BUG, _INTERRUPTED = 7, 1, 130
+_RESOURCE, _BUG = 7, 1
 # Typer has a copy of click inside or imports it, depending on its version; its public errors know their family.
 _USAGE = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -25,7 +25,7 @@ class Interrupted(Exception):
         kept: Something was written that the command goes on with.
     """
 
-    exit_code = _INTERRUPTED
+    exit_code = 130
 
     def __init__(self, again: str, *, kept: bool) -> None:
         super().__init__(
@@ -59,19 +59,24 @@ class Failure:
         return {"kind": self.kind, "message": self.message, "exit_code": self.exit_code, "again": self.again}
 
 
-def failure_of(error: BaseException) -> Failure:
-    """What an exception means to the user."""
+def failure_of(error: BaseException, again: str = "metaprune") -> Failure:
+    """What an exception means to the user.
+
+    Args:
+        error: The exception.
+        again: The command line that it ended.
+    """
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        error = Interrupted(again, kept=False)  # verbs that keep something say so themselves
     kind = type(error).__name__
     if isinstance(error, MetapruneError | Interrupted):
-        again = error.again if isinstance(error, Interrupted) else None
-        return Failure(kind=kind, message=str(error), exit_code=error.exit_code, again=again)
+        way_on = error.again if isinstance(error, Interrupted) else None
+        return Failure(kind=kind, message=str(error), exit_code=error.exit_code, again=way_on)
     if isinstance(error, _USAGE):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "metaprune"
         message = f"{error.format_message()} See `{command} --help`."  # type: ignore[attr-defined]
         return Failure(kind=kind, message=message, exit_code=2, usage=True)
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return Failure(kind="Interrupted", message="interrupted.", exit_code=_INTERRUPTED)
     if isinstance(error, BrokenPipeError):
         # Nobody reads any more: what is still buffered must go nowhere, or the interpreter complains when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

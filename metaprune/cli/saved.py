@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from metaprune.cli.delivery import DENSE_WEIGHTS
 from metaprune.cli.subject import Subject, read_subject
 from metaprune.cli.summary import OUTCOME
 from metaprune.config import PruneOptions
@@ -13,8 +14,6 @@ from metaprune.errors import InputError
 from metaprune.files import read_json
 from metaprune.pipeline import load, load_example
 from metaprune.run import read
-
-DENSE_WEIGHTS = "dense.safetensors"  # of runs that trained the dense network themselves
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+_REFRESH = 8.0  # pictures per second
 _TELL_EVERY_S = 20.0  # where no bar can be drawn, a line about long work comes this often
 
 
@@ -160,7 +161,7 @@ def _bars(console: "Console") -> "Progress":
         TimeRemainingColumn(compact=True),
         console=console,
         transient=True,
-        refresh_per_second=8,
+        refresh_per_second=_REFRESH,
     )
 
 

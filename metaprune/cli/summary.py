@@ -32,13 +32,13 @@ def outcome(
     tracked: "Tracker",
 ) -> dict[str, Any]:
     """Everything that was found out, as plain data."""
-    from metaprune.cli.delivery import DENSE, PRUNED
+    from metaprune.cli.delivery import DENSE, DENSE_WEIGHTS, PRUNED
     from metaprune.tracking import without_password
 
     split = result.accuracy.get("dense")
     kept = {name: len(ranks) for name, ranks in result.plan.draft().keep.items()}
     folder = delivery.folder
-    names = ("plan.json", "model.safetensors", "example.safetensors", "result.json", PRUNED, DENSE)
+    names = (PRUNED, DENSE, "model.safetensors", DENSE_WEIGHTS, "example.safetensors", "plan.json", "result.json")
     files = {name: str(folder / name) for name in names if (folder / name).exists()}
     latency = delivery.latency
     medians = (None, None) if latency is None else tuple(arm.p50.value for arm in latency.arms)

@@ -41,12 +41,62 @@ class Dim:
         zero: In the masked network, entries at removed positions are zero. It decides whether a sum over this
             dimension is the same with the positions gone.
         note: Why the positions are there for good, for messages; only without labels.
+        grid: The undecided grid that this is direction `place` of.
     """
 
     size: int
     labels_NK: Labels | None = None
     zero: bool = True
     note: str = ""
+    grid: "Grid | None" = None
+    place: int = 0
+
+
+class Grid:
+    """A dimension read as a grid, with the decision put off how its labels factor.
+
+    If the parts along one direction are only ever picked one by one (the queries, keys and values of a fused
+    projection), each may shrink in its own way, and nothing needs to factor: see :meth:`pick`. As soon as anything else
+    touches the grid it is factored as usual: :meth:`settle`.
+
+    Args:
+        dim: The dimension.
+        sizes: The grid, outer to inner; at least two entries, none of them 1.
+        reason: The operation that reads it so.
+    """
+
+    def __init__(self, dim: Dim, sizes: Sequence[int], reason: str) -> None:
+        self.dim, self.sizes, self.reason = dim, tuple(sizes), reason
+        self.parts: list[Dim] | None = None
+        self.direction: int | None = None
+        self.picked: dict[int, tuple[Dim, ...]] = {}
+
+    def dims(self) -> list[Dim]:
+        """One undecided dimension a direction of the grid."""
+        return [replace(self.dim, size=size, labels_NK=None, grid=self, place=k) for k, size in enumerate(self.sizes)]
+
+    def settle(self, units: "Units") -> list[Dim]:
+        """Factor the labels, and give the dimensions."""
+        if self.parts is None:
+            self.parts = units.split(self.dim, self.sizes, self.reason)
+        return self.parts
+
+    def pick(self, direction: int, index: int) -> tuple[Dim, ...] | None:
+        """The other dimensions of one part along a direction; None where another direction was picked before."""
+        if self.parts is not None or self.direction not in (None, direction) or self.dim.labels_NK is None:
+            return None
+        self.direction = direction
+        if index not in self.picked:
+            labels = self.dim.labels_NK.reshape(*self.sizes, -1).take(index, axis=direction)
+            rest = self.sizes[:direction] + self.sizes[direction + 1 :]
+            part = replace(self.dim, size=prod(rest), labels_NK=labels.reshape(prod(rest), -1))
+            self.picked[index] = (part,) if len(rest) == 1 else tuple(Grid(part, rest, self.reason).dims())
+        return self.picked[index]
+
+    @property
+    def ragged(self) -> bool:
+        """Its parts were only ever picked."""
+        return self.parts is None and self.direction is not None
 
 
 @dataclass(frozen=True)
@@ -182,6 +232,10 @@ class Units:
         return [outer, *self.split(rest, sizes[1:], reason)]
 
     # ---- rearranging, without a move -----------------------------------------------------------------------------
+
+    def settle(self, dim: Dim) -> Dim:
+        """The dimension itself, or what its grid factors into."""
+        return dim if dim.grid is None else self.settle(dim.grid.settle(self)[dim.place])
 
     def merge(self, dims: Sequence[Dim]) -> Dim:
         """Dimensions, outer to inner, flattened into one."""

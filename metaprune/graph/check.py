@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metaprune.errors import UnsupportedModelError
-from metaprune.graph.axes import Alive
+from metaprune.graph.axes import Alive, Dim
 from metaprune.graph.layout import Layout
 from metaprune.graph.record import Op, Path, Trace
 
@@ -126,12 +126,29 @@ def _same_numbers(layout: Layout, alive: Alive, op: Op, number: int, before: Tra
 
 def _right_result(layout: Layout, alive: Alive, op: Op, number: int, after: Trace, twin: int) -> None:
     old, new = layout.trace.values[number], after.values[twin]
-    wanted = tuple(dim.size if dim.labels_NK is None else layout.count(dim.labels_NK, alive) for dim in old.dims)
+    wanted = tuple(size_left(layout, alive, op, dim) for dim in old.dims)
     shape = tuple(dim.size for dim in new.dims)
     if shape != wanted or old.dtype != new.dtype:
         raise UnsupportedModelError(
             f"{op} must give shape {wanted} of {old.dtype} once cut, but gives {shape} of {new.dtype}."
         )
+
+
+def size_left(layout: Layout, alive: Alive, op: Op, dim: Dim) -> int:
+    """Positions of a dimension that are left.
+
+    Raises:
+        UnsupportedModelError: The dimension stands for parts that have become unlike.
+    """
+    if dim.grid is None or dim.place == dim.grid.direction:
+        return dim.size if dim.labels_NK is None else layout.count(dim.labels_NK, alive)
+    place = dim.place - (dim.place > (dim.grid.direction or 0))
+    sizes = {size_left(layout, alive, op, part[place]) for part in dim.grid.picked.values()}
+    if len(sizes) > 1:
+        raise UnsupportedModelError(
+            f"{op} must give parts of one size, but they would become {' and '.join(map(str, sorted(sizes)))}."
+        )
+    return sizes.pop()
 
 
 def _name(path: Path) -> str:

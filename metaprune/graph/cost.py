@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metaprune.errors import ConfigError
+from metaprune.graph.axes import Dim
 from metaprune.graph.branches import Branches
 from metaprune.graph.layout import Layout, Polynomial
 
@@ -72,7 +73,7 @@ class CostModel:
             if op.allocates:
                 for number in op.outputs:
                     value = trace.values[number]
-                    poly = _product(map(layout.size, value.dims))
+                    poly = _product(map(layout.size, _once(value.dims)))
                     _add(self.polynomials["activations"], poly, value.dtype.itemsize / batch, gate)
         for value in trace.parameters.values():
             poly = _product(map(layout.size, value.dims))
@@ -138,6 +139,18 @@ class CostModel:
             raise ConfigError(
                 f"`{low[column]} <= size <= {axis.size}` must hold for axis {axis.name!r}, but size={value}."
             )
+
+
+def _once(dims: Iterable[Dim]) -> list[Dim]:
+    """Directions of a ragged grid as the one dimension that they were."""
+    seen, out = set(), []
+    for dim in dims:
+        if dim.grid is None:
+            out.append(dim)
+        elif id(dim.grid) not in seen:
+            seen.add(id(dim.grid))
+            out.append(dim.grid.dim)
+    return out
 
 
 def _product(sizes: Iterable[Polynomial]) -> Polynomial:

@@ -8,15 +8,18 @@ value. The batch is free; other dimensions of the input are those of the example
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
 from metaprune.graph.adapt import SizedMultiheadAttention
-from metaprune.graph.axes import Alive
+from metaprune.graph.axes import Alive, Dim, Labels
+from metaprune.graph.check import size_left
 from metaprune.graph.layout import Layout
-from metaprune.graph.record import ModuleCall, Op, Path, Ref, Trace, refs_in
+from metaprune.graph.record import Dims, ModuleCall, Op, Path, Ref, Trace, refs_in
 from metaprune.graph.rules import find_rule
 from metaprune.graph.trace import CONSTANT, ExampleInputs, trace_model
 
@@ -25,8 +28,10 @@ Affine = tuple[int, int]  # (a, b): a * batch + b
 
 def rewritten(
     model: nn.Module, slim: nn.Module, layout: Layout, alive: Alive, example_inputs: ExampleInputs
-) -> fx.GraphModule:
-    """The calls of `model`, with the parameters of `slim` and the sizes that are left.
+) -> tuple[fx.GraphModule, bool]:
+    """The calls of `model`, with the parameters of `slim` and the sizes that are left, and whether they are the same.
+
+    They are, except where parts that the code read side by side had to be cut apart.
 
     Args:
         model: The dense network.
@@ -35,7 +40,20 @@ def rewritten(
         alive: Which units stay.
         example_inputs: What it was traced with.
     """
-    return _Rewriter(model, slim, layout, alive, example_inputs).module()
+    rewriter = _Rewriter(model, slim, layout, alive, example_inputs)
+    return rewriter.module(), not rewriter.bundles
+
+
+class Bundle(NamedTuple):
+    """A value whose parts may have become unlike.
+
+    Attributes:
+        parts: One node each.
+        at: Where among the dimensions of the value the direction lay along which they are picked.
+    """
+
+    parts: list[fx.Node]
+    at: int
 
 
 class _Rewriter:
@@ -46,6 +64,7 @@ class _Rewriter:
         self.trace = layout.trace
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
+        self.bundles: dict[int, Bundle] = {}
         self.batch_of = _with_batch(model, example_inputs, self.trace)
         self._first: fx.Node | None = None
         self._batch: fx.Node | None = None
@@ -151,6 +170,8 @@ class _Rewriter:
         if op.name in ("dropout", "feature_dropout", "alpha_dropout") and not op.arguments["train"]:
             self._bind(op.result, self._dropout(op))
             return
+        if self._on_bundle(op):
+            return
         if op.name == "split":  # into parts that may differ now
             sizes = [self._number(op, path, size) for path, size in op.constants.items() if path[0] == "split_sizes"]
             arguments = (self._node(op.inputs[0]), sizes, op.arguments["dim"])
@@ -164,6 +185,74 @@ class _Rewriter:
             else:
                 args.append(item)
         self._bind(op.result, self.graph.call_function(op.func, tuple(args), kwargs))
+
+    def _on_bundle(self, op: Op) -> bool:
+        """Calls that make a ragged value, move it, or pick its parts: done part by part."""
+        if not op.inputs:
+            return False
+        if op.inputs[0] not in self.bundles:
+            direction = _direction(self.trace.values[op.outputs[0]].dims) if op.outputs else None
+            if direction is not None:
+                self._make_bundle(op, direction)
+            return direction is not None
+        parts, at = self.bundles[op.inputs[0]]
+        if op.name in ("permute", "permute_copy", "transpose", "swapaxes", "swapdims"):
+            order = _order(op, len(self.trace.values[op.inputs[0]].dims))
+            inner = [k - (k > at) for k in order if k != at]
+            moved = [self.graph.call_function(torch.ops.aten.permute.default, (part, inner)) for part in parts]
+            self.bundles[op.outputs[0]] = Bundle(moved, order.index(at))
+        elif op.name in ("clone", "contiguous", "detach", "alias"):
+            self.bundles[op.outputs[0]] = Bundle([self.graph.call_function(op.func, (part,)) for part in parts], at)
+        elif op.name in ("unbind", "unbind_copy"):
+            self.nodes.update(zip(op.outputs, parts, strict=True))
+        else:
+            assert op.name in ("select", "select_copy"), op
+            self.nodes[op.outputs[0]] = parts[op.arguments["index"]]
+        return True
+
+    def _make_bundle(self, op: Op, at: int) -> None:
+        """A view that reads parts side by side: cut them apart first, then view each."""
+        value = self.trace.values[op.outputs[0]]
+        grid = value.dims[at].grid
+        assert grid is not None
+        assert grid.direction is not None
+        # The input with the dimensions of the grid as one, then the positions of each part along it.
+        first = next(k for k, dim in enumerate(value.dims) if dim.grid is grid)
+        sizes = [None if dim.grid is grid else self._size(op, k) for k, dim in enumerate(value.dims)]
+        behind = first + len(grid.sizes)
+        whole = self.layout.count(_labels(grid.dim), self.alive)
+        flat = self.graph.call_function(
+            torch.ops.aten.reshape.default, (self._node(op.inputs[0]), [*sizes[:first], whole, *sizes[behind:]])
+        )
+        alive_N = self.alive[self.layout.rows(_labels(grid.dim))].all(axis=1)
+        kept = np.moveaxis(np.reshape(alive_N, grid.sizes), grid.direction, 0)
+        places = np.moveaxis(np.reshape(np.cumsum(alive_N) - 1, grid.sizes), grid.direction, 0)
+        parts = []
+        for index in range(grid.sizes[grid.direction]):
+            part = self._taken(flat, first, places[index][kept[index]], f"{CONSTANT}{op.index}_{index}")
+            inner = [size_left(self.layout, self.alive, op, dim) for dim in grid.picked[index]]
+            shape = [*sizes[:first], *inner, *sizes[behind:]]
+            parts.append(self.graph.call_function(torch.ops.aten.reshape.default, (part, shape)))
+        self.bundles[op.outputs[0]] = Bundle(parts, at)
+
+    def _taken(self, tensor: fx.Node, dim: int, positions: npt.NDArray[np.int64], name: str) -> fx.Node:
+        """Some positions along a dimension: a slice where they lie side by side."""
+        start = int(positions[0]) if len(positions) else 0
+        stop = start + len(positions)
+        if positions.tolist() == list(range(start, stop)):
+            return self.graph.call_function(torch.ops.aten.slice.Tensor, (tensor, dim, start, stop))
+        self.slim.register_buffer(name, torch.from_numpy(positions.copy()))
+        arguments = (tensor, dim, self.graph.get_attr(name))
+        return self.graph.call_function(torch.ops.aten.index_select.default, arguments)
+
+    def _size(self, op: Op, k: int) -> Any:
+        """A size that a view gives to a dimension outside of its grid."""
+        if "sizes" in op.arguments:  # unflatten: the other dimensions are those of its input
+            source, added = self._node(op.inputs[0]), len(op.arguments["sizes"]) - 1
+            at = op.arguments["dim"] % len(self.trace.values[op.inputs[0]].dims)
+            return self.graph.call_method("size", (source, k if k < at else k - added))
+        name = "size" if "size" in op.arguments else "shape"
+        return -1 if op.constants[name, k] == -1 else self._number(op, (name, k), None)
 
     def _argument(self, op: Op, name: str) -> Any:
         item = op.arguments[name]
@@ -201,6 +290,29 @@ class _Rewriter:
         name = f"dropout_{op.index}"
         self.slim.add_module(name, kind(op.arguments["p"]).train(self.slim.training))
         return self.graph.call_module(name, (self._node(op.inputs[0]),))
+
+
+def _direction(dims: Dims) -> int | None:
+    """Where among the dimensions of a ragged value the direction lies along which its parts are picked."""
+    for k, dim in enumerate(dims):
+        if dim.grid is not None and dim.place == dim.grid.direction:
+            return k
+    return None
+
+
+def _labels(dim: Dim) -> Labels:
+    assert dim.labels_NK is not None
+    return dim.labels_NK
+
+
+def _order(op: Op, rank: int) -> list[int]:
+    """The permutation that a call makes of dimensions."""
+    if "dims" in op.arguments:
+        return [int(k) % rank for k in op.arguments["dims"]]
+    order = list(range(rank))
+    first, second = (int(item) % rank for name, item in op.arguments.items() if name != "self")
+    order[first], order[second] = order[second], order[first]
+    return order
 
 
 def _getitem(item: Any, key: Any) -> Any:

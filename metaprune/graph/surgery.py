@@ -39,11 +39,13 @@ class Cut:
         module: The network.
         way: ``attributes`` (an instance of the model's own class) or ``graph`` (a ``torch.fx.GraphModule``).
         reason: Why not by attributes, where it was not.
+        checked: Its calls were compared with those of the dense network one by one.
     """
 
     module: nn.Module
     way: str
     reason: str = ""
+    checked: bool = True
 
 
 def cut(
@@ -66,7 +68,7 @@ def cut(
         _set_attributes(slim, _new_attributes(layout, alive))
         _set_standard_attributes(slim)
         _check(slim, layout, alive, example_inputs, by_module=True)
-        return Cut(slim, "attributes")
+        return Cut(slim, "attributes", checked=not layout.trace.value_dependent)
     except UnsupportedModelError as error:
         reason = str(error)
     if layout.trace.value_dependent:
@@ -75,12 +77,14 @@ def cut(
             f"({next(iter(layout.trace.value_dependent))})."
         )
     try:
-        slim = rewritten(model, sliced_copy(model, layout, alive, tensors), layout, alive, example_inputs)
+        parts = sliced_copy(model, layout, alive, tensors)
+        slim, same_calls = rewritten(model, parts, layout, alive, example_inputs)
         _set_standard_attributes(slim)
-        _check(slim, layout, alive, example_inputs, by_module=False)
+        if same_calls:
+            _check(slim, layout, alive, example_inputs, by_module=False)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{reason} Rewriting the calls failed too: {error}") from error
-    return Cut(slim, "graph", reason)
+    return Cut(slim, "graph", reason, checked=same_calls)
 
 
 def _check(slim: nn.Module, layout: Layout, alive: Alive, example_inputs: ExampleInputs, *, by_module: bool) -> None:

@@ -29,6 +29,7 @@ from metaprune.graph.record import (
     Lookup,
     ModuleCall,
     Op,
+    Path,
     Ref,
     SizeArgument,
     Source,
@@ -71,7 +72,14 @@ class Call:
         return self.arguments.get(name, default)
 
     def dims(self, tensor: Tensor) -> Dims:
-        """Labels of a tensor argument."""
+        """Labels of a tensor argument; grids that were undecided are factored."""
+        value = self.tracer.value(tensor)
+        if any(dim.grid is not None for dim in value.dims):
+            value.dims = tuple(map(self.units.settle, value.dims))
+        return value.dims
+
+    def undecided_dims(self, tensor: Tensor) -> Dims:
+        """The same with grids left undecided, for calls that only move or pick dimensions."""
         return self.tracer.value(tensor).dims
 
     def known(self, tensor: Tensor) -> Tensor | None:
@@ -107,9 +115,13 @@ class Call:
 
     def counts(self, name: str, what: Dim | Labels | None, entry: int | None = None) -> None:
         """The integer argument `name` (or one entry of it) is the number of these positions."""
-        labels_NK = what.labels_NK if isinstance(what, Dim) else what
         value = self.constants.get((name, entry))
-        if labels_NK is not None and isinstance(value, int) and not isinstance(value, bool):
+        if not isinstance(value, int) or isinstance(value, bool):
+            return
+        if isinstance(what, Dim) and what.grid is not None:
+            self.tracer.undecided_sizes.append((self.op, (name, entry), what))
+        labels_NK = what.labels_NK if isinstance(what, Dim) else what
+        if labels_NK is not None:
             self.op.sizes[name, entry] = SizeArgument(value, labels_NK)
 
     def looks_up(self, index: Tensor, dim: Dim) -> None:
@@ -143,6 +155,7 @@ class Tracer(TorchDispatchMode):
         self.frames: list[tuple[tuple[int, Source | None], ...]] = [()]
         self.failed_rules: list[str] = []
         self.value_dependent: dict[str, None] = {}
+        self.undecided_sizes: list[tuple[Op, Path, Dim]] = []
         self._find_rule = find_rule
         self._storages: dict[int, int] = {}
         self._in_storage: dict[int, list[Value]] = {}
@@ -392,7 +405,7 @@ def _run(
         )
     for tensor in outputs:
         for dim in tracer.value(tensor).dims:
-            tracer.units.freeze(dim, "the output of the network")
+            tracer.units.freeze(tracer.units.settle(dim), "the output of the network")
     trace = Trace(tracer.units, tracer.values, tracer.ops, parameters, aliases)
     trace.given = given
     inputs = [trace.values[number] for number in refs_in(given)]
@@ -404,6 +417,7 @@ def _run(
     for name in _unused(trace):
         for dim in parameters[name].dims:
             tracer.units.freeze(dim, "not used in the traced run")
+    _decide(tracer)
     trace.failed_rules, trace.value_dependent = tuple(tracer.failed_rules), tuple(tracer.value_dependent)
     return trace
 
@@ -421,6 +435,30 @@ def _forward(tracer: Tracer, model: nn.Module, example_inputs: ExampleInputs, *,
         tracer,
     ):
         return given, model(*args, **kwargs)
+
+
+def _decide(tracer: Tracer) -> None:
+    """Factor every grid that was not picked apart, and note what its dimensions became."""
+    units = tracer.units
+
+    def decided(dim: Dim) -> Dim:
+        if dim.grid is None:
+            return dim
+        if not dim.grid.ragged:
+            return decided(units.settle(dim))
+        for index in range(dim.grid.sizes[dim.grid.direction or 0]):
+            picked = dim.grid.pick(dim.grid.direction or 0, index) or ()
+            dim.grid.picked[index] = tuple(decided(part) for part in picked)
+        return dim
+
+    for value in tracer.values:
+        value.dims = tuple(map(decided, value.dims))
+    for op, path, dim in tracer.undecided_sizes:
+        dim = decided(dim)
+        if dim.grid is not None and dim.place != dim.grid.direction:  # all parts must agree for the code to stay
+            dim = dim.grid.picked[0][dim.place - (dim.place > (dim.grid.direction or 0))]
+        if dim.labels_NK is not None:
+            op.sizes[path] = SizeArgument(op.constants[path], dim.labels_NK)
 
 
 def _unused(trace: Trace) -> list[str]:
@@ -451,7 +489,7 @@ def _one_more_run(tracer: Tracer, model: nn.Module, inputs: ExampleInputs, *, re
         _, out = _forward(tracer, model, inputs, real=real)
         for tensor in tensors_in(out):
             for dim in tracer.value(tensor).dims:
-                tracer.units.freeze(dim, "the output of the network")
+                tracer.units.freeze(tracer.units.settle(dim), "the output of the network")
     except Exception:  # some models cannot train on the example input; what was seen until then holds
         tracer.path[1:] = []
     further, tracer.ops, tracer.calls = tracer.ops, ops, calls
@@ -487,7 +525,9 @@ def _freeze_what_is_sent(tracer: Tracer, trace: Trace) -> None:
                 decided.update(op.outputs)
             for number in (*op.inputs, *op.outputs):
                 for dim in trace.values[number].dims:
-                    tracer.units.freeze(dim, f"{op} may send it to a part that the traced run left out")
+                    tracer.units.freeze(
+                        tracer.units.settle(dim), f"{op} may send it to a part that the traced run left out"
+                    )
 
 
 def _register_parameters(

@@ -13,7 +13,6 @@ from typing import Any
 import jinja2
 
 from metaprune import __version__
-from metaprune.export import Validation
 from metaprune.files import write_atomically
 from metaprune.graph.show import axis_rows
 from metaprune.measure import Latency
@@ -35,7 +34,6 @@ class Findings:
         data: What named the data, or None.
         budget: What was asked for.
         recoveries: Names of the recoveries that ran, in order.
-        validation: Checks of the ONNX file, where there is one.
         latency: Dense and smaller file timed in pairs, where that was done.
         checks: All checks, each with `name`, `passed` (None where it could not be made) and `detail`.
         notes: Sentences that a reader should not miss.
@@ -48,7 +46,6 @@ class Findings:
     data: str | None
     budget: str
     recoveries: Sequence[str] = ()
-    validation: Validation | None = None
     latency: Latency | None = None
     checks: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()

@@ -152,6 +152,17 @@ def test_errors_of_the_machine_have_codes(error: BaseException, code: int) -> No
     assert failure.message
 
 
+def test_ctrl_c_names_the_command_that_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(clean: bool) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor_module, "_cache", interrupted)
+    done = command("doctor", "--cache", "--json")
+    assert done.code == 130
+    assert done.json["error"]["kind"] == "Interrupted"
+    assert done.json["error"]["again"] == "metaprune doctor --cache --json"
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     with subprocess.Popen([*ENTRY, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None

@@ -4,9 +4,12 @@ import re
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from metaprune.cli import course, delivery
+from metaprune.cli import demo as demo_module
 from tests.cli.commands import Answer, command
 
 
@@ -76,6 +79,24 @@ def test_a_second_demo_needs_force(demo: tuple[Answer, Path, float]) -> None:
     resumed = command("demo", "--out", demo[1], "--resume", "--json")
     assert resumed.code == 0
     assert resumed.json == demo[0].json
+
+
+def test_an_interrupted_demo_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(demo_module.DENSE, "epochs", 2)
+    monkeypatch.setitem(demo_module.RECOVERY, "epochs", 1)
+    monkeypatch.setattr(delivery, "BENCH_S", 0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(course, "prune", interrupted)
+        stopped = command("demo", "--no-track", "--json")
+    assert stopped.code == 130
+    assert stopped.json["error"]["again"] == "metaprune demo --out demo --no-track --resume"
+    weights = (tmp_path / "demo" / "dense.safetensors").read_bytes()
+    done = command("demo", "--no-track", "--resume", "--json")
+    assert done.code == 0, done.err
+    assert (tmp_path / "demo" / "dense.safetensors").read_bytes() == weights
 
 
 def test_the_page_tells_the_story(demo: tuple[Answer, Path, float]) -> None:

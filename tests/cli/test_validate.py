@@ -4,9 +4,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
+import torch.nn.functional as F
 from onnx import numpy_helper
+from safetensors.torch import save_file
 
-from tests.cli.commands import command, entries
+from metaprune import data, zoo
+from tests.cli.commands import TINY, command, entries
 
 CHECKS = ["structure", "numeric", "third opinion", "agreement", "accuracy"]
 
@@ -54,9 +58,21 @@ def test_a_file_that_is_another_network_fails_with_4(result_folder: Path, tmp_pa
     assert "FAILED" in shown.out
 
 
-def test_too_great_a_loss_fails_with_4(result_folder: Path) -> None:
-    done = command("validate", "--run", result_folder, "--max-drop", "0")
-    assert done.code == 4  # an interval always reaches a little below zero
+def test_too_great_a_loss_fails_with_4(tmp_path: Path) -> None:
+    model = zoo.build("digits_cnn", widths=[4, 8])
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    train = data.load("digits").train
+    for _ in range(5):
+        for batch in train.batches(64, shuffle=torch.Generator().manual_seed(0)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
+            optimizer.step()
+    save_file(model.state_dict(), tmp_path / "trained.safetensors")
+    small = ["--criterion", "random", "--budget", "macs=0.2", "--no-track", "--no-bench", "--out", "small"]
+    assert command("prune", *TINY, "--weights", "trained.safetensors", *small).code == 0
+    assert command("validate", "--run", "small", "--max-drop", "99").code == 0
+    done = command("validate", "--run", "small", "--max-drop", "5")
+    assert done.code == 4
     assert "gate failed: accuracy" in done.said
 
 

@@ -27,6 +27,8 @@ def pointwise(call: Call) -> Dims | list[Dims]:
     """Broadcast and unify all tensor arguments."""
     tensors = tensors_in(list(call.arguments.values()))
     outputs = tensors_in(call.out)
+    if call.op.name in ("clone", "contiguous", "detach", "alias"):
+        return call.undecided_dims(tensors[0])
     if call.op.name == "where" and len(tensors) == 1:  # positions of what is not zero
         freeze_all(call)
         return [fixed(out.shape) for out in outputs]

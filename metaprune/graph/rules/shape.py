@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 import torch
 
-from metaprune.graph.axes import Dim, Labels
+from metaprune.graph.axes import Dim, Grid, Labels
 from metaprune.graph.record import Dims, tensors_in
 from metaprune.graph.rules._base import dims_list, fixed, freeze_all, is_zero, output, positive, rule, with_zero
 from metaprune.graph.trace import Call
@@ -48,10 +48,12 @@ def regroup(call: Call, dims: Dims, sizes: Sequence[int]) -> Dims:
         inside, start = dims[start:stop], stop
         wide = [dim for dim in inside if dim.size != 1]
         wanted = [size for size in group if size != 1]
-        if len(wide) == len(wanted) == 1:
+        if len(wide) == len(wanted) == 1 or not wanted:
             parts = wide
         else:
-            parts = call.split(call.units.merge(wide), wanted) if wanted else []
+            merged = call.units.merge(wide)
+            undecided = len(wanted) > 1 and merged.labels_NK is not None
+            parts = Grid(merged, wanted, call.where).dims() if undecided else call.split(merged, wanted)
         rest = iter(parts)
         out.extend(next(rest) if size != 1 else Dim(1) for size in group)
     return tuple(out)
@@ -94,13 +96,13 @@ def unsqueeze(call: Call) -> Dims:
 
 @rule("permute", "permute_copy")
 def permute(call: Call) -> Dims:
-    dims = call.dims(call["self"])
+    dims = call.undecided_dims(call["self"])
     return tuple(dims[k] for k in dims_list(call["dims"], len(dims)))
 
 
 @rule("transpose", "swapaxes", "swapdims")
 def transpose(call: Call) -> Dims:
-    dims = list(call.dims(call["self"]))
+    dims = list(call.undecided_dims(call["self"]))
     first, second = (item for name, item in call.arguments.items() if name != "self")
     dims[first], dims[second] = dims[second], dims[first]
     return tuple(dims)
@@ -170,16 +172,35 @@ def split(call: Call) -> list[Dims]:
 
 @rule("unbind", "unbind_copy")
 def unbind(call: Call) -> list[Dims]:
+    at = positive(call["dim"], call["self"].ndim)
+    parts = [_part(call, at, index) for index in range(len(tensors_in(call.out)))]
+    if all(part is not None for part in parts):
+        return [part for part in parts if part is not None]
     dims = call.dims(call["self"])
-    at = positive(call["dim"], len(dims))
     call.freeze(dims[at], reason=f"taken apart one by one in {call.where}")
     return [(*dims[:at], *dims[at + 1 :])] * len(tensors_in(call.out))
 
 
+def _part(call: Call, at: int, index: int) -> Dims | None:
+    """One part of a tensor along a direction of an undecided grid; None where there is none."""
+    dims = call.undecided_dims(call["self"])
+    grid = dims[at].grid
+    if grid is None:
+        return None
+    rest = grid.pick(dims[at].place, index)
+    if rest is None:
+        return None
+    places = [k for k in range(len(grid.sizes)) if k != dims[at].place]
+    return tuple(rest[places.index(dim.place)] if dim.grid is grid else dim for k, dim in enumerate(dims) if k != at)
+
+
 @rule("select", "select_copy")
 def select(call: Call) -> Dims:
+    at = positive(call["dim"], call["self"].ndim)
+    part = _part(call, at, positive(call["index"], call["self"].shape[at]))
+    if part is not None:
+        return part
     dims = call.dims(call["self"])
-    at = positive(call["dim"], len(dims))
     call.freeze(dims[at], reason=f"a single position is picked in {call.where}")
     return (*dims[:at], *dims[at + 1 :])
 
