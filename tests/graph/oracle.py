@@ -141,7 +141,8 @@ def kept_positions(dense: nn.Module, slim: nn.Module) -> Kept:
         place = np.searchsorted(values, part)
         if (place >= len(values)).any() or not np.array_equal(values[place], part):
             raise WrongNetwork(f"{name} has entries that the dense one lacks")
-        grid = np.unravel_index(where[place], full.shape)
+        flat = np.unravel_index(where[place].ravel(), full.shape)  # numpy 2.4 errs on indices of more dimensions
+        grid = [positions.reshape(part.shape) for positions in flat]
         kept = []
         for k in range(full.ndim):
             line = np.moveaxis(grid[k], k, 0).reshape(part.shape[k], -1)
