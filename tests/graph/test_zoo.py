@@ -24,7 +24,7 @@ def traced(name: str) -> tuple[Case, nn.Module, Tensor, Network]:
 @every_model
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_cut_network_is_the_masked_one_and_costs_what_was_said(name, seed):
-    case, model, inputs, net = traced(name)
+    _, model, inputs, net = traced(name)
     plan = oracle.random_plan(net, seed, fraction=(0.2, 0.4, 0.6)[seed])
     cut = net.cut(plan)
     assert cut.way == "attributes"
