@@ -1,0 +1,123 @@
+"""One budget, two engines: metaprune beside Torch-Pruning on trained CIFAR-10 ResNets, image by image.
+
+    python benchmarks/peer_pruning.py --weights $METAPRUNE_DATA/weights --data cifar10:FOLDER
+
+Both score with first-order Taylor on the same augmented training images, prune globally with the same floor to the most
+MACs that are at most the budget, and re-estimate BatchNorm on the same images. Nothing is chosen on the test split; the
+two are compared on it, paired. Prints one JSON line a depth and seed. Needs the extra `bench`.
+"""
+
+import argparse
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+import metaprune as mp
+from metaprune import data, zoo
+from metaprune.measure import Accuracy, accuracy, compare
+from metaprune.pipeline import calibration_batches
+from metaprune.recovery import Context, RecalibrateNorm
+
+EXAMPLE_NCHW = (1, 3, 32, 32)
+FLOOR = 0.1
+
+
+def main() -> None:
+    """Run every depth and seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True, help="folder with cifar10_resnet{depth}.safetensors")
+    parser.add_argument("--data", required=True, help="cifar10:FOLDER")
+    parser.add_argument("--depths", type=int, nargs="+", default=[20, 56])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--macs", type=float, default=0.5, help="share of the dense MACs")
+    parser.add_argument("--calibration", type=int, default=2048, help="training images to look at")
+    options = parser.parse_args()
+    images = data.load(options.data)
+    for depth in options.depths:
+        dense = zoo.build(f"cifar_resnet{depth}").eval()
+        dense.load_state_dict(load_file(options.weights / f"cifar10_resnet{depth}.safetensors"))
+        for seed in options.seeds:
+            batches = calibration_batches(images, options.calibration, seed)
+            ours = healed(by_metaprune(dense, options.macs, batches, seed), batches, images)
+            peer = healed(by_torch_pruning(dense, options.macs, batches), batches, images)
+            print(json.dumps(line(depth, seed, dense, ours, peer)), flush=True)
+
+
+def by_metaprune(dense: nn.Module, share: float, batches: Callable[[], Iterator[Any]], seed: int) -> nn.Module:
+    """The network at the budget, cut by metaprune."""
+    network = mp.trace(dense, torch.randn(EXAMPLE_NCHW))
+    plan = mp.plan(network, f"macs={share}", "taylor", "global", data=batches, seed=seed, floor=FLOOR)
+    return network.apply(plan)
+
+
+def by_torch_pruning(dense: nn.Module, share: float, batches: Callable[[], Iterator[Any]]) -> nn.Module:
+    """The network at the budget, cut by Torch-Pruning; its ratio is found by bisection, 12 steps."""
+    limit, best = share * macs(dense), None
+    low, high = 0.0, 1.0
+    graded = copy.deepcopy(dense)
+    for images_NCHW, labels_N in batches():
+        F.cross_entropy(graded(images_NCHW), labels_N).backward()
+    for _ in range(12):
+        ratio = (low + high) / 2
+        slim = _peer_at(graded, ratio)
+        if macs(slim) <= limit:
+            high, best = ratio, slim
+        else:
+            low = ratio
+    if best is None:
+        raise RuntimeError(f"Torch-Pruning cannot reach {share:g} of the MACs with a floor of {FLOOR}.")
+    return best
+
+
+def _peer_at(graded: nn.Module, ratio: float) -> nn.Module:
+    import torch_pruning
+
+    slim = copy.deepcopy(graded)
+    for mine, theirs in zip(slim.parameters(), graded.parameters()):
+        mine.grad = theirs.grad
+    pruner = torch_pruning.pruner.BasePruner(
+        slim,
+        torch.randn(EXAMPLE_NCHW),
+        importance=torch_pruning.importance.GroupTaylorImportance(),
+        global_pruning=True,
+        pruning_ratio=ratio,
+        max_pruning_ratio=1 - FLOOR,
+        ignored_layers=[slim.get_submodule("linear")],
+    )
+    pruner.step()
+    slim.zero_grad(set_to_none=True)
+    return slim
+
+
+def healed(model: nn.Module, batches: Callable[[], Iterator[Any]], images: data.Dataset) -> tuple[nn.Module, Accuracy]:
+    """BatchNorm re-estimated on the calibration images, and the accuracy on the test split."""
+    model = RecalibrateNorm().recover(model, Context(calibration=batches)).model.eval()
+    return model, accuracy(model, images.test)
+
+
+def macs(model: nn.Module) -> int:
+    """Multiply-accumulates of one image, counted by one counter for both engines."""
+    return mp.trace(model, torch.randn(EXAMPLE_NCHW)).cost().macs
+
+
+def line(depth: int, seed: int, dense: nn.Module, ours: tuple[nn.Module, Accuracy], peer: Any) -> dict[str, Any]:
+    """What one comparison says."""
+    return {
+        "depth": depth,
+        "seed": seed,
+        "images": ours[1].n,
+        "metaprune": {"accuracy": ours[1].top1, "macs": macs(ours[0]) / macs(dense)},
+        "torch_pruning": {"accuracy": peer[1].top1, "macs": macs(peer[0]) / macs(dense)},
+        "metaprune_minus_torch_pruning": compare(peer[1], ours[1]).to_json(),
+    }
+
+
+if __name__ == "__main__":
+    main()
