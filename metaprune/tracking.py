@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from metaprune.errors import ConfigError
@@ -43,23 +43,20 @@ _log = logging.getLogger("metaprune.tracking")
 T = TypeVar("T")
 
 
-class Tracker(Protocol):
-    """Where a command writes what it does; as a context manager it marks the run FAILED or KILLED when that happens."""
+class Tracker:
+    """Where a command writes what it does; as a context manager it marks the run FAILED or KILLED when that happens.
 
-    @property
-    def problem(self) -> str | None:
-        """The first thing that could not be tracked and why, or None."""
-        ...
+    This one tracks nothing, for ``--no-track``; :class:`MlflowTracker` does.
 
-    @property
-    def run_id(self) -> str | None:
-        """The run, or None before `start` and where nothing is tracked."""
-        ...
+    Attributes:
+        problem: The first thing that could not be tracked and why, or None.
+        run_id: The run, or None before `start` and where nothing is tracked.
+        uri: The store, with an absolute path, or None where nothing is tracked.
+    """
 
-    @property
-    def uri(self) -> str | None:
-        """The store, with an absolute path, or None where nothing is tracked."""
-        ...
+    problem: str | None = None
+    run_id: str | None = None
+    uri: str | None = None
 
     def start(
         self,
@@ -79,27 +76,22 @@ class Tracker(Protocol):
         Raises:
             ConfigError: The store cannot be used.
         """
-        ...
+        return self
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Numbers by name, at one step."""
-        ...
 
     def text(self, name: str, content: str) -> None:
         """A text file; `name` may hold folders."""
-        ...
 
     def json(self, name: str, content: Any) -> None:
         """Plain data as a JSON file; `name` may hold folders."""
-        ...
 
     def file(self, path: str | Path, folder: str | None = None) -> None:
         """A copy of a file, in a folder of the run."""
-        ...
 
     def figure(self, name: str, figure: Any) -> None:
         """A Matplotlib or Plotly figure; `name` ends in the format, e.g. ``figures/pareto.png``."""
-        ...
 
     def onnx_model(
         self,
@@ -120,17 +112,18 @@ class Tracker(Protocol):
         Returns:
             The address of the model (``models:/m-…``), or None where nothing is tracked.
         """
-        ...
+        return None
 
     def close(self, status: Status = "FINISHED") -> None:
         """End the run. Further calls do nothing."""
-        ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close(_status(error))
 
 
 def tracker(uri: str | None = None, enabled: bool = True, experiment: str = "metaprune") -> Tracker:
@@ -147,65 +140,10 @@ def tracker(uri: str | None = None, enabled: bool = True, experiment: str = "met
     >>> tracker(enabled=False).start("prune").run_id is None
     True
     """
-    return MlflowTracker(uri or DEFAULT_URI, experiment) if enabled else NoTracker()
+    return MlflowTracker(uri or DEFAULT_URI, experiment) if enabled else Tracker()
 
 
-class NoTracker:
-    """Tracks nothing, for ``--no-track``."""
-
-    problem: str | None = None
-    run_id: str | None = None
-    uri: str | None = None
-
-    def start(
-        self,
-        command: str,
-        params: Mapping[str, Any] | None = None,
-        tags: Mapping[str, str] | None = None,
-        experiment: str | None = None,
-    ) -> Self:
-        """Do nothing."""
-        return self
-
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Do nothing."""
-
-    def text(self, name: str, content: str) -> None:
-        """Do nothing."""
-
-    def json(self, name: str, content: Any) -> None:
-        """Do nothing."""
-
-    def file(self, path: str | Path, folder: str | None = None) -> None:
-        """Do nothing."""
-
-    def figure(self, name: str, figure: Any) -> None:
-        """Do nothing."""
-
-    def onnx_model(
-        self,
-        path: str | Path,
-        name: str = "model",
-        *,
-        input_example: Mapping[str, Any] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> str | None:
-        """Do nothing."""
-        return None
-
-    def close(self, status: Status = "FINISHED") -> None:
-        """Do nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """One run in an MLflow store.
 
     Args:
@@ -217,10 +155,8 @@ class MlflowTracker:
     """
 
     def __init__(self, uri: str = DEFAULT_URI, experiment: str = "metaprune") -> None:
-        self.uri: str | None = absolute_uri(uri)
+        self.uri = absolute_uri(uri)
         self.experiment = experiment
-        self.problem: str | None = None
-        self.run_id: str | None = None
         self._client: Any = None
         self._open = False
         self._failures = 0
@@ -292,14 +228,6 @@ class MlflowTracker:
         """End the run. Further calls do nothing."""
         self._send(lambda client, run_id: client.set_terminated(run_id, status))
         self._open = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close(_status(error))
 
     def _experiment_id(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)

@@ -235,7 +235,7 @@ def test_a_slower_network_is_called_slower(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_store_that_dies_on_the_way_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dying(tracking.NoTracker):
+    class Dying(tracking.Tracker):
         problem = "not everything was tracked: the server is gone"
 
     monkeypatch.setattr(course, "tracker", lambda uri, enabled: Dying())
