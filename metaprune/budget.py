@@ -54,8 +54,8 @@ class Budget:
             value = limit.absolute(full)
             if value > full:
                 raise BudgetError(
-                    f"a budget must be at most the dense network, but {limit} asks for {value:g} of {full:g}. "
-                    "Fractions go up to 1; numbers above 1 are absolute."
+                    f"a budget must be at most the dense network, but {limit} is above its {int(full)} "
+                    f"{limit.quantity}. Fractions go up to 1; numbers above 1 are absolute."
                 )
             limits[limit.quantity] = min(value, limits.get(limit.quantity, value))
         return limits

@@ -229,6 +229,10 @@ def _filled_in(value: Any, key: str, recipe: Recipe) -> Any:
     return _VARIABLE.sub(content, value)
 
 
+_EXAMPLES = {
+    "model": "zoo:digits_cnn (`metaprune list models` shows more)",
+    "budget": "macs=0.5, which is half of them",
+}
 _RULES = {
     "missing": "is needed, but was not given",
     "greater_than_equal": "must be at least {ge:g}",
@@ -255,4 +259,6 @@ def _rule(error: Mapping[str, Any]) -> str:
     """What pydantic found, as the rule and the value seen."""
     kind, context = error["type"], error.get("ctx", {})
     rule = str(context.get("error")) if kind == "value_error" else _RULES.get(kind, error["msg"]).format(**context)
-    return rule if kind == "missing" else f"{rule}, but it is {error['input']!r}"
+    found = rule if kind == "missing" else f"{rule}, but it is {error['input']!r}"
+    example = _EXAMPLES.get(str(error["loc"][0])) if kind in ("missing", "string_too_short") else None
+    return f"{found}. For example: {example}" if example else found

@@ -4,7 +4,8 @@
 
     MetapruneError                 exit code 1 (never raised itself)
     ├── ConfigError                3  an option, a config key or a name that does not fit
-    │   └── BudgetError            3  a budget that is no budget, or that no allocation can reach
+    │   ├── BudgetError            3  a budget that is no budget, or that no allocation can reach
+    │   └── RuleError              3  a rule of the user's that fails on the op that it is for
     ├── InputError                 3  data, weights or files that cannot be used
     ├── GateError                  4  the work ran, but a check of the result failed
     ├── UnsupportedModelError      5  a network that cannot be traced, cut or exported
@@ -33,6 +34,10 @@ class ConfigError(MetapruneError):
 
 class BudgetError(ConfigError):
     """A budget is no budget, or no allocation reaches it."""
+
+
+class RuleError(ConfigError):
+    """A rule of the user's fails on the op that it is for, or gives what does not fit its results."""
 
 
 class InputError(MetapruneError):
@@ -70,12 +75,15 @@ class ResourceError(MetapruneError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name: the nearest known one, or nothing.
+    """A hint for a misspelt or shortened name: the nearest known one, or nothing.
 
     >>> did_you_mean("tailor", ["l2", "taylor"])
     " Did you mean 'taylor'?"
+    >>> did_you_mean("vit", ["l2", "vit_tiny"])
+    " Did you mean 'vit_tiny'?"
     >>> did_you_mean("zzz", ["l2", "taylor"])
     ''
     """
-    near = difflib.get_close_matches(name, list(known), n=1)
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1) or [one for one in known if len(name) > 2 and name in one]
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -188,6 +188,9 @@ class Result:
         accuracy: Accuracies on the test split before, directly after the cut, and at the end; empty without a dataset.
         difference: Paired difference of the last to the first of these, in points, or None.
         recovered: What each way of healing did.
+        surgery: How the network was cut: its `way` (``attributes``: still of its own class; ``graph``: a
+            ``torch.fx.GraphModule``), for a graph the `reason` why not by attributes, and whether its calls were
+            `checked` one by one against those of the dense network.
         seconds: Time of each step.
     """
 
@@ -200,6 +203,7 @@ class Result:
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
     difference: Paired | None = None
     recovered: tuple[Recovered, ...] = ()
+    surgery: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> Path:
@@ -226,6 +230,7 @@ class Result:
             "error_max": self.verification.max_error,
             "accuracy": {name: accuracy.to_json() for name, accuracy in self.accuracy.items()},
             "difference": None if self.difference is None else self.difference.to_json(),
+            "surgery": dict(self.surgery),
             "recovery": [{"seconds": done.seconds, "notes": list(done.notes)} for done in self.recovered],
             "seconds": dict(self.seconds),
         }
@@ -308,7 +313,8 @@ def prune(
         if plan_file is not None:
             decided.save(plan_file)
     with _timed(seconds, "cut", step, "Cutting"):
-        slim = network.apply(decided)
+        made = network.cut(decided)
+        slim = made.module
     with _timed(seconds, "verify", step, "Verifying"):
         verification = network.verify(decided, _real_inputs(network, context), slim=slim)
         if not verification.passed(TOLERANCE):
@@ -339,6 +345,7 @@ def prune(
         accuracy=accuracies,
         difference=compare(final[0], final[-1]) if final else None,
         recovered=tuple(done),
+        surgery=made.to_json(),
         seconds=seconds,
     )
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaprune.errors import ConfigError
-from metaprune.factory import import_factory, looks_importable
+from metaprune.errors import ConfigError, did_you_mean
+from metaprune.factory import FORM, import_factory, looks_importable
 from metaprune.registry import Registry
 
 Batch = Any  # what a data loader yields; a built-in task reads (inputs, targets)
@@ -104,7 +104,12 @@ def resolve_task(task: "str | Task | Callable[..., Tensor] | None", dense: nn.Mo
     if task == "feature_matching":
         return FeatureMatching(dense)
     if isinstance(task, str):
-        if task in TASKS or not looks_importable(task):
+        if task not in TASKS and not looks_importable(task):
+            known = (*TASKS, "feature_matching")
+            raise ConfigError(
+                f"no task is named {task!r}.{did_you_mean(task, known)} Known: {', '.join(sorted(known))}, {FORM}."
+            )
+        if task in TASKS:
             return TASKS[task]()
         made = import_factory(task, f"{task!r} is neither a task nor a factory that can be imported.")
         made = made() if not isinstance(made, Task) else made

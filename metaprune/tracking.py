@@ -371,7 +371,9 @@ def _status(error: BaseException | None) -> Status:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else 'no message'}"
+    said = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    said = re.split(r" with exception | \(Caused by ", said)[0]  # what libraries below say of connections helps nobody
+    return f"{type(error).__name__}: {said[:300].rstrip('.')}"
 
 
 def _mlflow() -> Any:

@@ -123,16 +123,17 @@ def test_a_cut_that_is_not_the_masked_network_is_not_handed_out(
     trained: nn.Module, example: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from metaprune.graph import Network
+    from metaprune.graph.surgery import Cut
 
-    cut = Network.apply
+    cut = Network.cut
 
-    def broken(self: Network, plan: mp.Plan) -> nn.Module:
-        slim = cut(self, plan)
+    def broken(self: Network, plan: mp.Plan) -> Cut:
+        made = cut(self, plan)
         with torch.no_grad():
-            next(slim.parameters())[0].mul_(1.01)
-        return slim
+            next(made.module.parameters())[0].mul_(1.01)
+        return made
 
-    monkeypatch.setattr(Network, "apply", broken)
+    monkeypatch.setattr(Network, "cut", broken)
     with pytest.raises(VerificationError, match="Nothing is handed out"):
         mp.prune(trained, example, "macs=0.5")
 

@@ -15,6 +15,7 @@ from metaprune.graph import Axis, Cost, Network
 from metaprune.registry import Registry
 
 Sizes = npt.NDArray[np.int64]  # one entry an axis of the network, in their order
+_PERCENT = " A budget up to 1 is a fraction, above 1 an absolute number."
 ALIGNED = ("channel", "hidden")  # kinds of axes whose sizes matter to vector units
 
 
@@ -52,10 +53,10 @@ class Problem:
             if smallest[quantity] > limit:
                 full = self.network.cost()[quantity]
                 raise BudgetError(
-                    f"{quantity} must reach {limit:g}, but with at least {self.floor:.0%} of every axis"
+                    f"{quantity} must reach {limit:.12g}, but with at least {self.floor:.0%} of every axis"
                     f"{f' in multiples of {self.round_to}' if self.round_to > 1 else ''} they cannot go below "
-                    f"{smallest[quantity]:g} ({smallest[quantity] / full:.3f} of the dense network). Raise the budget, "
-                    "or lower --floor or --round-to."
+                    f"{smallest[quantity]:.12g} ({smallest[quantity] / full:.3f} of the dense network). Raise the "
+                    f"budget, or lower --floor or --round-to.{_PERCENT if 1 < limit <= 100 else ''}"
                 )
 
     @cached_property

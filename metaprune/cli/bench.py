@@ -24,9 +24,10 @@ def bench(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Time ONNX files in pairs: fresh processes, random order, and the first file against itself as a control.
+    """Time ONNX files against each other on this machine.
 
-    A machine too noisy for a verdict ends with exit code 7.
+    In fresh processes and random order, with the first file against itself as a
+    control. A machine too noisy for a verdict ends with exit code 7.
     """
     from metaprune import export as room
     from metaprune.cli.screen import Screen

@@ -105,6 +105,11 @@ def deliver(
             f"output on {result.verification.samples} inputs ({TOLERANCE:g} may be).",
         }
     )
+    if result.surgery.get("way") == "graph":
+        delivery.notes.append(
+            "The network is now a torch.fx.GraphModule of its calls, because its own code does not fit the smaller "
+            f"sizes: {result.surgery['reason']}"
+        )
     if not options.export:
         return delivery
     with _timed(delivery, "export", "Exporting to ONNX", watch):

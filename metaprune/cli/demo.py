@@ -49,7 +49,7 @@ def demo(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Train a small network on handwritten digits, cut it to half the work, heal it, and prove the result.
+    """Train a small network on digits, cut it, heal it, prove it.
 
     Takes less than a minute, downloads nothing, and ends with what to try next.
     """

@@ -31,7 +31,7 @@ def doctor(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Show versions, hardware, plug-ins that do not load, and what makes measurements noisy here."""
+    """Show versions, hardware, broken plug-ins, sources of noise."""
     from metaprune.cli.screen import Screen
 
     if clean and not cache:

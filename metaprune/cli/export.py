@@ -26,7 +26,10 @@ def export(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Write a network as ONNX, compare it with torch at several batch sizes, and keep it only if it is right."""
+    """Write a network as ONNX, and keep it only if it is right.
+
+    The file is compared with torch at several batch sizes.
+    """
     from pathlib import Path
 
     from rich.text import Text

@@ -75,7 +75,8 @@ def failure_of(error: BaseException, again: str = "metaprune") -> Failure:
     if isinstance(error, _USAGE):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "metaprune"
-        message = f"{error.format_message()} See `{command} --help`."  # type: ignore[attr-defined]
+        said = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        message = f"{said}{'' if said.endswith('?') else '.'} See `{command} --help`."
         return Failure(kind=kind, message=message, exit_code=2, usage=True)
     if isinstance(error, BrokenPipeError):
         # Nobody reads any more: what is still buffered must go nowhere, or the interpreter complains when it ends.

@@ -21,7 +21,10 @@ def inspect(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Show what may be cut: every axis with its size, what it couples, its share of the cost, or why it must stay."""
+    """Show what may be cut, and why the rest must stay.
+
+    Every axis with its size, what it couples, and its share of the cost.
+    """
     from rich.text import Text
 
     from metaprune.cli.screen import Screen

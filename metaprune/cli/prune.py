@@ -117,7 +117,7 @@ def prune(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Make a network smaller, bring its accuracy back, export it and prove it.
+    """Make a network smaller, heal it, export it and prove it.
 
     Everything that can be wrong is looked at before any work begins. Accuracy is
     reported on the test split and decides nothing.

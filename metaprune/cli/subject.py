@@ -66,9 +66,10 @@ def read_subject(
     """
     seed_everything(seed)
     dataset = None if data is None else load_data(data)
-    if dataset is not None and input_shape is None:
-        input_shape = (_EXAMPLES, *dataset.input_shape)
-    source = resolve_model(model, input_shape=input_shape, options=model_args)
+    if dataset is None or input_shape is not None:
+        source = resolve_model(model, input_shape=input_shape, options=model_args)
+    else:
+        source = _source_for(dataset, model, model_args)
     source.module.eval()
     if weights is not None:
         load_weights(source.module, weights)
@@ -118,6 +119,19 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
         raise ConfigError(
             f"`--input-shape` must be whole numbers separated by commas, e.g. 1,3,224,224, but it is {text!r}."
         ) from None
+
+
+def _source_for(dataset: Dataset, model: str, model_args: dict[str, Any] | None) -> SourceModel:
+    """The network, with an example input of the shape of the data."""
+    try:
+        return resolve_model(model, input_shape=(_EXAMPLES, *dataset.input_shape), options=model_args)
+    except InputError as error:
+        reason = error.__cause__ or error
+        raise InputError(
+            f"{model!r} must take the images of {dataset.spec!r}, {dataset.input_shape} each, but says: "
+            f"{type(reason).__name__}: {reason}. Give data of the shape that it takes, or build the network for these "
+            "(--model-arg)."
+        ) from error
 
 
 def _check_scores(source: SourceModel, dataset: Dataset) -> None:

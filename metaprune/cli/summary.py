@@ -70,6 +70,7 @@ def outcome(
                 if axis.prunable
             ],
         },
+        surgery=dict(result.surgery),
         accuracy={name: found.to_json() for name, found in result.accuracy.items()},
         difference=None if result.difference is None else result.difference.to_json(),
         latency=None if latency is None else latency.to_json(),
@@ -142,10 +143,11 @@ def draw_checks(checks: Sequence[Mapping[str, Any]], console: "Console") -> None
     """One line of outcomes, then what was found by those that failed."""
     from rich.text import Text
 
-    line = Text("Checks: ")
-    for k, check in enumerate(checks):
-        word, style = OUTCOMES[check["passed"]]
-        line.append(", " if k else "").append(f"{check['name']} ").append(word, style)
+    line = Text("Checks")
+    for passed, (word, style) in OUTCOMES.items():
+        names = [check["name"] for check in checks if check["passed"] is passed]
+        if names:
+            line.append("  " if line.plain == "Checks" else "; ").append(word, style).append(f": {', '.join(names)}")
     console.print(line)
     for check in checks:
         if check["passed"] is False:

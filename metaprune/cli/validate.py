@@ -27,7 +27,7 @@ def validate(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Check an ONNX file: its form, its numbers against float64, a third opinion, every answer, its accuracy.
+    """Check an ONNX file: form, numbers, every answer, accuracy.
 
     Without --run or --model the file stands alone, and only its form is checked and
     that all ways to run it agree. A failed check ends with exit code 4.

@@ -78,8 +78,8 @@ def _read(path: Path) -> Arrays:
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # zip and header parsers raise many kinds
         raise InputError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a numpy archive without pickles: {error} It may "
-            "be truncated; write it with numpy.savez."
+            f"{path} ({path.stat().st_size} bytes) cannot be read as a numpy archive without pickles: "
+            f"{str(error).rstrip('.')}. It may be truncated; write it with numpy.savez."
         ) from error
 
 

@@ -1,6 +1,6 @@
 """A network's axes for the eye: one tree, as wide as the terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from metaprune.graph.axes import Axis
@@ -49,28 +49,45 @@ def axis_tree(network: Network, *, title: str, frozen: bool = True) -> "Tree":
 
     tree = Tree(f"[bold]{escape(title)}[/]")
     rows = axis_rows(network)
-    free = tree.add(f"[green]prunable[/] {sum(row['prunable'] for row in rows)} axes")
+    free = tree.add(f"[green]prunable[/] {_axes(sum(row['prunable'] for row in rows))}")
     for row in (row for row in rows if row["prunable"]):
-        marks = [
-            f"{row['size']} {_NOUN[row['kind']]}",
-            f"{row['macs_share']:.1%} of MACs",
-            f"{row['params_share']:.1%} of params",
-        ]
-        if row["droppable"]:
-            marks.append("branch can leave whole")
-        node = free.add(f"[bold]{escape(row['name'])}[/]  {', '.join(marks)}")
-        if row["makes"]:
-            node.add(f"[dim]made and carried by[/] {escape(_short(row['makes']))}")
-        if row["reads"]:
-            node.add(f"[dim]read by[/] {escape(_short(row['reads']))}")
+        node = free.add(_headline(row))
+        _add_coupled(node, row)
         if row["changes"]:
             node.add(f"[yellow]changes[/] the statistics of {escape(_short(row['changes'], 2))}")
     stuck = [row for row in rows if not row["prunable"]]
     if frozen and stuck:
-        stays = tree.add(f"[red]must stay[/] {len(stuck)} axes")
+        stays = tree.add(f"[red]must stay[/] {_axes(len(stuck))}")
         for row in stuck:
-            stays.add(f"[bold]{escape(row['name'])}[/]  {row['size']} {_NOUN[row['kind']]}: {escape(row['reason'])}")
+            node = stays.add(_headline(row))
+            node.add(f"[red]because[/] {escape(row['reason'])}")
+            _add_coupled(node, row)
     return tree
+
+
+def _headline(row: Mapping[str, Any]) -> str:
+    from rich.markup import escape
+
+    marks = [
+        f"{row['size']} {_NOUN[row['kind']]}",
+        f"{row['macs_share']:.1%} of MACs",
+        f"{row['params_share']:.1%} of params",
+        *(["branch can leave whole"] if row["droppable"] else []),
+    ]
+    return f"[bold]{escape(row['name'])}[/]  {', '.join(marks)}"
+
+
+def _add_coupled(node: "Tree", row: Mapping[str, Any]) -> None:
+    from rich.markup import escape
+
+    if row["makes"]:
+        node.add(f"[dim]made and carried by[/] {escape(_short(row['makes']))}")
+    if row["reads"]:
+        node.add(f"[dim]read by[/] {escape(_short(row['reads']))}")
+
+
+def _axes(count: int) -> str:
+    return f"{count} axis" if count == 1 else f"{count} axes"
 
 
 def _module(name: str) -> str:

@@ -14,6 +14,7 @@ Either result is traced and must make the same calls as the dense network with e
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,10 @@ class Cut:
     way: str
     reason: str = ""
     checked: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """How it was made, as plain data."""
+        return {"way": self.way, "reason": self.reason, "checked": self.checked}
 
 
 def cut(

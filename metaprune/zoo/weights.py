@@ -61,9 +61,9 @@ def _read_file(path: Path) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise whatever their parsers meet
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error).splitlines()[0] if str(error) else type(error).__name__).rstrip(".")
         raise InputError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as weights: {reason} It may be truncated, or hold "
+            f"{path} ({path.stat().st_size} bytes) cannot be read as weights: {reason}. It may be truncated, or hold "
             "more than tensors; save `module.state_dict()` with safetensors.torch.save_file."
         ) from error
 

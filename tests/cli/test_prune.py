@@ -64,6 +64,7 @@ def test_json_says_everything(tracked: tuple[Answer, Path, str]) -> None:
     assert told["difference"]["value"] == pytest.approx(difference)
     assert told["difference"]["low"] < told["difference"]["value"] < told["difference"]["high"]
     assert told["before"]["latency_ms"] > 0
+    assert told["surgery"] == {"way": "attributes", "reason": "", "checked": True}
     assert told["latency"]["comparisons"][0]["verdict"] in ("faster", "slower", "no difference", "too noisy")
     assert told["tracking"]["uri"] == uri
     assert told["seconds"]["total"] > 0
@@ -178,6 +179,27 @@ def test_an_input_shape_comes_from_the_data() -> None:
     assert told.json["before"]["macs"] < 10e6
 
 
+def test_a_network_whose_code_holds_a_size_says_that_it_became_a_graph(tmp_path: Path) -> None:
+    (tmp_path / "literal_nets.py").write_text(
+        "import torch\n"
+        "class Literal(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.one, self.two = torch.nn.Linear(8, 12), torch.nn.Linear(12, 4)\n"
+        "    def forward(self, x):\n"
+        "        return self.two(self.one(x).view(-1, 3, 4).flatten(1).relu())\n"
+        "def build():\n"
+        "    return Literal(), torch.randn(2, 8)\n"
+    )
+    words = ["--model", "literal_nets:build", *HALF, "--no-track", "--no-bench"]
+    told = command("prune", *words, "--out", "out", "--json").json
+    assert told["surgery"]["way"] == "graph"
+    assert told["surgery"]["reason"]
+    assert any("torch.fx.GraphModule" in note for note in told["notes"])
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["surgery"] == told["surgery"]
+    assert "as a torch.fx.GraphModule, because" in (tmp_path / "out" / "report.html").read_text()
+
+
 # ---- gates -----------------------------------------------------------------------------------------------------------
 
 
@@ -290,8 +312,9 @@ def write_inputs(folder: Path) -> None:
 MLP, DIGITS, RESNET = ["--model", "zoo:mlp"], ["--model", "zoo:digits_cnn"], ["--model", "zoo:cifar_resnet8"]
 IMAGES = ["--data", "digits"]
 BAD: dict[str, tuple[list[str], int, list[str]]] = {
-    "no model": ([], 3, ["`--model` is needed"]),
+    "no model": ([], 3, ["`--model` is needed", "zoo:digits_cnn"]),
     "unknown model": (["--model", "zoo:cifar_resnet57"], 3, ["'cifar_resnet57'", "Did you mean 'cifar_resnet56'"]),
+    "shortened model": (["--model", "zoo:vit"], 3, ["Did you mean 'vit_tiny'"]),
     "unknown source": (["--model", "zo:mlp"], 3, ["Did you mean 'zoo'"]),
     "no library": (["--model", "timm:resnet18"], 6, ["pip install timm"]),
     "unknown module": (["--model", "my.nets:build"], 3, ["'my.nets' is neither"]),
@@ -305,7 +328,9 @@ BAD: dict[str, tuple[list[str], int, list[str]]] = {
     "unknown criterion": ([*MLP, "--criterion", "tailor"], 3, ["'tailor'", "Did you mean 'taylor'", "l2"]),
     "unknown allocator": ([*MLP, "--allocator", "globl"], 3, ["'globl'", "Did you mean 'global'"]),
     "unknown recovery": ([*DIGITS, *IMAGES, "--recovery", "finetun"], 3, ["'finetun'", "Did you mean 'finetune'"]),
-    "unknown task": ([*DIGITS, *IMAGES, "--task", "clasification"], 3, ["Did you mean 'classification'"]),
+    "unknown task": (
+        [*DIGITS, *IMAGES, "--task", "clasification"], 3, ["Did you mean 'classification'", "feature_matching"]
+    ),
     "no weights": ([*DIGITS, "--weights", "gone.safetensors"], 3, ["there is no file of weights"]),
     "weights of another network": (
         [*DIGITS, "--weights", "lacking.safetensors"],
@@ -319,14 +344,14 @@ BAD: dict[str, tuple[list[str], int, list[str]]] = {
     "truncated data": ([*RESNET, "--data", "cifar10:batches"], 3, ["_batch"]),
     "truncated npz": ([*DIGITS, "--data", "npz:cut.npz"], 3, ["cut.npz"]),
     "npz without images": ([*DIGITS, "--data", "npz:whole.npz"], 3, ["whole.npz"]),
-    "data of another shape": ([*RESNET, *IMAGES], 3, ["(2, 1, 8, 8)"]),
+    "data of another shape": ([*RESNET, *IMAGES], 3, ["take the images of 'digits', (1, 8, 8) each"]),
     "data of other classes": (
         [*DIGITS, "--model-arg", "num_classes=7", *IMAGES], 3, ["(2, 10)", "(2, 7)", "num_classes=10"]
     ),
     "no budget": ([*MLP, "--budget", ""], 3, ["`--budget` must not be empty"]),
     "budget of 0": ([*MLP, "--budget", "macs=0"], 3, ["above 0", "'macs=0'"]),
     "negative budget": ([*MLP, "--budget", "macs=-1"], 3, ["above 0"]),
-    "budget above 1": ([*MLP, "--budget", "macs=1.5"], 3, ["macs must reach 1.5", "cannot go below"]),
+    "budget above 1": ([*MLP, "--budget", "macs=1.5"], 3, ["macs must reach 1.5", "above 1 an absolute number"]),
     "budget above the network": ([*MLP, "--budget", "macs=40G"], 3, ["at most the dense network"]),
     "budget that is no number": ([*MLP, "--budget", "macs=half"], 3, ["must be a number", "'macs=half'"]),
     "budget of nothing known": ([*MLP, "--budget", "mac=0.5"], 3, ["Did you mean 'macs'"]),

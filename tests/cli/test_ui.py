@@ -39,7 +39,7 @@ def test_the_page_comes_up_and_goes_with_ctrl_c(tmp_path: Path) -> None:
                     assert server.poll() is None
                     time.sleep(0.2)
             os.kill(server.pid, signal.SIGINT)
-            _, said = server.communicate(timeout=30)
+            _, said = server.communicate(timeout=90)
         finally:
             server.kill()
     assert server.returncode == 0
