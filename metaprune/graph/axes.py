@@ -181,9 +181,9 @@ class Units:
         """Why a unit is frozen; empty where it is free. `unit` must be a representative."""
         return self._reasons[self._reason[unit]]
 
-    def reason_number(self, unit: int) -> int:
-        """A number for that reason; 0 where the unit is free."""
-        return int(self._reason[unit])
+    def reason_numbers(self, units: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """A number for each of those reasons; 0 where the unit is free."""
+        return self._reason[units].astype(np.uint64)
 
     def kind(self, unit: int) -> str:
         """The hint that a rule gave for a unit, or ``channel``."""
@@ -196,8 +196,8 @@ class Units:
         labels_NK = what.labels_NK if isinstance(what, Dim) else what
         if labels_NK is None:
             return
-        units = np.unique(self.resolve(labels_NK))
-        units = units[(units != 0) & (self._reason[units] == 0)]
+        units = self.resolve(labels_NK).ravel()
+        units = units[self._is_free(units)]
         if len(units):
             self._reasons.append(reason)
             self._reason[units] = len(self._reasons) - 1
@@ -299,6 +299,11 @@ class Units:
         while True:
             a, b = self.resolve(a_NK), self.resolve(b_NK)
             if a.shape == b.shape and (a == b).all():
+                return
+            if a.shape[1] == b.shape[1] == 1 and a.all() and b.all():  # by far the most frequent case
+                open_N = ((a != b) & (self._is_free(a) | self._is_free(b)))[:, 0]
+                if open_N.any():
+                    self._union(a[open_N, 0], b[open_N, 0])
                 return
             only_a, only_b = _difference(a, b), _difference(b, a)
             open_N = self._is_free(only_a).any(1) | self._is_free(only_b).any(1)  # frozen units alone need nothing

@@ -80,7 +80,13 @@ class Layout:
 
     def _polynomial(self, labels_NK: Labels) -> Polynomial:
         axes_NK = np.sort(self.axis_of[labels_NK], axis=1)
-        combinations, counts = np.unique(axes_NK, axis=0, return_counts=True)
+        places = len(self.axes) + 1
+        if axes_NK.shape[1] * np.log2(places) < 63:  # a combination fits into one number
+            numbers_N = (axes_NK + 1) @ places ** np.arange(axes_NK.shape[1])
+            _, first, counts = np.unique(numbers_N, return_index=True, return_counts=True)
+            combinations = axes_NK[first]
+        else:
+            combinations, counts = np.unique(axes_NK, axis=0, return_counts=True)
         out: Polynomial = {}
         for row, count in zip(combinations.tolist(), counts.tolist()):
             variables = tuple(axis for axis in row if axis >= 0)
@@ -115,14 +121,12 @@ def _group(trace: Trace) -> Layout:
     random = np.random.default_rng(0)
     for rows in sites.values():
         for column in rows.T:
-            members, counts = np.unique(column, return_counts=True)
-            signature[members] += counts.astype(np.uint64) * random.integers(1, 2**63, dtype=np.uint64)
+            np.add.at(signature, column, random.integers(1, 2**63, dtype=np.uint64))
 
     order, bindings = _bindings(trace, resolved, len(units))
     bound = np.flatnonzero(order >= 0)
     bound = bound[np.argsort(order[bound], kind="stable")]
-    reasons = np.array([units.reason_number(int(unit)) for unit in bound], np.uint64)
-    key = signature[bound] ^ (reasons * np.uint64(0x9E3779B97F4A7C15))
+    key = signature[bound] ^ (units.reason_numbers(bound) * np.uint64(0x9E3779B97F4A7C15))
     _, first, group = np.unique(key, return_index=True, return_inverse=True)
     by_appearance = np.argsort(np.argsort(first))
     axis_of, rank_of = np.full(len(units), -1), np.zeros(len(units), np.int64)
@@ -137,9 +141,8 @@ def _group(trace: Trace) -> Layout:
 
     used: list[dict[tuple[str, int], None]] = [{} for _ in axes]
     for binding, rows in bindings:
-        for index in np.unique(axis_of[rows]):
-            if index >= 0:
-                used[index][binding] = None
+        for axis in np.flatnonzero(np.bincount(axis_of[rows].ravel() + 1)[1:]).tolist():
+            used[axis][binding] = None
     names = {value.index: name for name, value in trace.parameters.items()}
     read = {(names.get(number, ""), dim) for op in trace.ops for number, dim in op.consumed}
     axes = [
@@ -162,9 +165,8 @@ def _bindings(
             rows = resolved[id(dim.labels_NK)]
             bindings.append(((name, k), rows))
             for column in rows.T:
-                members, first = np.unique(column, return_index=True)
-                new = (order[members] < 0) & (members != 0)
-                order[members[new]] = seen + first[new]
+                new = np.flatnonzero((order[column] < 0) & (column != 0))[::-1]  # of several, the last write stays
+                order[column[new]] = seen + new
                 seen += len(column)
     return order, bindings
 

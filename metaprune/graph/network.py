@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from metaprune.errors import ConfigError, InputError, UnsupportedModelError, did_you_mean
 from metaprune.graph.axes import Alive, Axis
 from metaprune.graph.branches import Branches
 from metaprune.graph.cost import Cost, CostModel
 from metaprune.graph.layout import Layout, build_layout
+from metaprune.graph.optimizer import sliced_optimizer
 from metaprune.graph.record import Op, Trace, tensors_in
 from metaprune.graph.rules import find_rule
 from metaprune.graph.surgery import Cut, cut
@@ -39,7 +42,8 @@ class Network:
     def __init__(self, model: nn.Module, example_inputs: ExampleInputs, layout: Layout) -> None:
         self.model = model
         self.example_inputs = example_inputs
-        self._layout, self._costs = _with_branches(layout)
+        self._branches = Branches(layout)
+        self._layout = _with_branches(layout, self._branches)
         self.axes: tuple[Axis, ...] = self._layout.axes
         self._index = {axis.name: k for k, axis in enumerate(self.axes)}
 
@@ -111,6 +115,10 @@ class Network:
 
     # ---- cost ------------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _costs(self) -> CostModel:
+        return CostModel(self._layout, self._branches)
+
     def cost(self, sizes: npt.ArrayLike | None = None) -> Cost:
         """Cost of the network, or of one configuration (one size an axis, in their order)."""
         return self._costs(sizes)
@@ -163,12 +171,40 @@ class Network:
 
         Raises:
             ConfigError: The plan does not fit.
+            InputError: The model holds no weights.
             UnsupportedModelError: A size that some code expects could not be brought in step; nothing has changed.
         """
+        empty = [name for name, tensor in named_tensors(self.model).items() if tensor.is_meta]
+        if empty:
+            raise InputError(
+                f"a model must hold its weights to be cut, but {empty[0]!r} is on the meta device. Load the weights "
+                "first, or cut them from file to file with `metaprune.prune_files` (`metaprune prune --stream`)."
+            )
         return self.cut(plan).module
 
+    def apply_optimizer(self, plan: Plan, slim: nn.Module, optimizer: Optimizer) -> Optimizer:
+        """The optimizer of a training in progress, for the network that :meth:`apply` made.
+
+        Moments and other tensors in the shape of a parameter are sliced as the parameter is; counters, groups, their
+        options and the order of parameters stay. The given optimizer is left as it is. A scheduler holds its optimizer,
+        so make it anew, with ``last_epoch``.
+
+        Args:
+            plan: The plan.
+            slim: The cut network.
+            optimizer: Steps parameters of the traced model.
+
+        Raises:
+            ConfigError: It steps another network, or `slim` was made from another plan.
+            UnsupportedModelError: It keeps something that cannot be sliced; names it.
+        """
+        return sliced_optimizer(optimizer, self.model, slim, self._layout, self._alive(plan.draft()))
+
     def cut(self, plan: Plan) -> Cut:
-        """As :meth:`apply`, with the way in which the network was made: by attributes, or as a graph."""
+        """As :meth:`apply`, with the way in which the network was made: by attributes, or as a graph.
+
+        A model on the meta device gives one on the meta device.
+        """
         self.check(plan)
         draft = plan.draft()
         alive = self._alive(draft)
@@ -254,8 +290,8 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Network:
 
 def _require_numbers(name: str, tensor: Tensor, *, infinite: bool) -> None:
     """Weights are finite; buffers may hold infinities, as causal masks do."""
-    total = tensor.detach().sum(dtype=torch.float64)  # finite iff all entries are, and never an overflow
-    if bool(total.isfinite()):
+    wide = torch.float32 if tensor.dtype.itemsize < 4 else None
+    if math.isfinite(tensor.detach().sum(dtype=wide)):  # then all entries are; else it may have overflown
         return
     wrong = tensor.isnan() if infinite else ~tensor.isfinite()
     if bool(wrong.any()):
@@ -265,9 +301,8 @@ def _require_numbers(name: str, tensor: Tensor, *, infinite: bool) -> None:
         )
 
 
-def _with_branches(layout: Layout) -> tuple[Layout, CostModel]:
-    """Note on each axis whether its branch can drop and which statistics run over it, then compile the cost."""
-    branches = Branches(layout)
+def _with_branches(layout: Layout, branches: Branches) -> Layout:
+    """Note on each axis whether its branch can drop and which statistics run over it."""
     changes: list[dict[str, None]] = [{} for _ in layout.axes]
     for op in _live(layout.trace):
         for dim in op.statistics:
@@ -280,8 +315,7 @@ def _with_branches(layout: Layout) -> tuple[Layout, CostModel]:
         replace(axis, droppable=k in branches.droppable, changes=tuple(changes[k]))
         for k, axis in enumerate(layout.axes)
     )
-    layout = replace(layout, axes=axes)
-    return layout, CostModel(layout, branches)
+    return replace(layout, axes=axes)
 
 
 def _live(trace: Trace) -> list[Op]:

@@ -199,8 +199,14 @@ class Trace:
     real_reason: str = ""
 
 
+_PLAIN = (int, float, complex, bool, str, type(None), torch.dtype)
+_PLAIN_TYPES = frozenset(_PLAIN)
+
+
 def tensors_in(item: Any) -> list[Tensor]:
     """All tensors inside nested containers and dataclasses, in order."""
+    if type(item) in _PLAIN_TYPES:
+        return []
     if isinstance(item, Tensor):
         return [item]
     if isinstance(item, (list, tuple)):
@@ -223,9 +229,6 @@ def refs_in(item: Any) -> list[int]:
     if is_dataclass(item) and not isinstance(item, type):
         return [number for part in fields(item) for number in refs_in(getattr(item, part.name))]
     return []
-
-
-_PLAIN = (int, float, complex, bool, str, type(None), torch.dtype)
 
 
 def constants_in(arguments: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from metaprune.errors import UnsupportedModelError
 from metaprune.graph.adapt import adapt
-from metaprune.graph.axes import Alive
+from metaprune.graph.axes import Alive, Labels
 from metaprune.graph.check import check_calls
 from metaprune.graph.layout import Layout
-from metaprune.graph.record import Op, Path, Source
+from metaprune.graph.record import Op, Path, Source, Value
 from metaprune.graph.rewrite import rewritten
 from metaprune.graph.rules import find_rule
 from metaprune.graph.trace import ExampleInputs, trace_model
@@ -100,22 +100,42 @@ def _check(slim: nn.Module, layout: Layout, alive: Alive, example_inputs: Exampl
 def sliced_copy(model: nn.Module, layout: Layout, alive: Alive, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the model with sliced parameters and buffers, and nothing else changed. Tied tensors stay tied."""
     originals = named_tensors(model)
-    lookups = {lookup.number: lookup.labels_NK for op in layout.trace.ops for lookup in op.lookups}
+    lookups = _lookups(layout)
     sliced: dict[int, Tensor] = {}
     for name, value in layout.trace.parameters.items():
         original = originals[name]
         data = tensors.get(name, original).detach().to(original.device, original.dtype)
-        whole = data
-        for k, dim in enumerate(value.dims):
-            kept = layout.kept(dim, alive)
-            if kept is not None and not kept.all():
-                data = data.index_select(k, torch.from_numpy(kept.nonzero()[0]).to(data.device))
-        if value.index in lookups:  # positions among those that are left
-            rank = np.cumsum(alive[layout.rows(lookups[value.index])].all(axis=1)) - 1
-            data = torch.from_numpy(rank).to(data.device, data.dtype)[data.long()]
-        sliced[id(original)] = like(original, data.clone() if data is whole else data)
+        left = _ranked(layout, alive, lookups.get(value.index), entries_left(layout, alive, value, data))
+        sliced[id(original)] = like(original, data.clone() if left is data else left)
     module, _ = copy_with(model, lambda tensor: sliced.get(id(tensor), tensor.detach().clone()))
     return adapt(module, changed_only=True)
+
+
+def entries_left(layout: Layout, alive: Alive, value: Value, data: Tensor) -> Tensor:
+    """What is left of a tensor in the shape of a parameter or buffer; the tensor itself where all is."""
+    for k, dim in enumerate(value.dims):
+        kept = layout.kept(dim, alive)
+        if kept is not None and not kept.all():
+            data = data.index_select(k, torch.from_numpy(kept.nonzero()[0]).to(data.device))
+    return data
+
+
+def numbers_left(layout: Layout, alive: Alive, name: str, data: Tensor) -> Tensor:
+    """A parameter or buffer, by its first name, as it is in the cut network."""
+    value = layout.trace.parameters[name]
+    return _ranked(layout, alive, _lookups(layout).get(value.index), entries_left(layout, alive, value, data))
+
+
+def _lookups(layout: Layout) -> dict[int, Labels]:
+    return {lookup.number: lookup.labels_NK for op in layout.trace.ops for lookup in op.lookups}
+
+
+def _ranked(layout: Layout, alive: Alive, labels_NK: Labels | None, data: Tensor) -> Tensor:
+    """Positions of a dimension as positions among those that are left."""
+    if labels_NK is None:
+        return data
+    rank = np.cumsum(alive[layout.rows(labels_NK)].all(axis=1)) - 1
+    return torch.from_numpy(rank).to(data.device, data.dtype)[data.long()]
 
 
 def like(original: Tensor, data: Tensor) -> Tensor:

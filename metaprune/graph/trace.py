@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaprune.errors import ConfigError, InputError, UnsupportedModelError
 from metaprune.graph.axes import Dim, Labels, Units
+from metaprune.graph.meta import on_meta
 from metaprune.graph.record import (
     Dims,
     Lookup,
@@ -211,7 +212,8 @@ class Tracer(TorchDispatchMode):
         known = self._known(func, args, kwargs)
         if func is torch.ops.aten._local_scalar_dense.default and known is not None:
             return known
-        out = func(*args, **kwargs)
+        shortcut = on_meta(func, args, kwargs)
+        out = func(*args, **kwargs) if shortcut is None else shortcut
         tensors = [tensor for argument in arguments.values() for tensor in tensors_in(argument)]
         outputs = tensors_in(out)
         op = Op(len(self.ops), func, func._schema.name.removeprefix("aten::"), self.path[-1], self.refs(arguments))

@@ -2,6 +2,7 @@
 
 import copy
 import types
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,9 @@ def copy_with(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> tuple[nn
         for tensor in tensors_in(vars(module)):
             if id(tensor) not in memo:
                 memo[id(tensor)] = replace(tensor)
+        for item in vars(module).values():  # a dozen of hooks a module, which would take most of the time
+            if type(item) in (dict, OrderedDict, set) and not item:
+                memo[id(item)] = type(item)()
     before = dict(memo)
     try:
         return copy.deepcopy(model, memo), memo
