@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metaprune import errors
-    from metaprune.graph import Network, trace
+    from metaprune.graph import Network, register_rule, trace
     from metaprune.pipeline import Result, load, plan, prune
     from metaprune.plans import Plan
 
 __version__ = "0.1.0"
-__all__ = ["Network", "Plan", "Result", "errors", "load", "plan", "prune", "trace"]
+__all__ = ["Network", "Plan", "Result", "errors", "load", "plan", "prune", "register_rule", "trace"]
 
 # Loaded when first asked for, because torch takes a second to import and most commands answer without it.
 _HOMES = {
@@ -29,6 +29,7 @@ _HOMES = {
     "load": "metaprune.pipeline",
     "plan": "metaprune.pipeline",
     "prune": "metaprune.pipeline",
+    "register_rule": "metaprune.graph",
     "trace": "metaprune.graph",
 }
 

@@ -34,9 +34,17 @@ def _numbers(value: Any) -> Any:
         raise ValueError("must be whole numbers separated by commas, e.g. 1,3,224,224") from None
 
 
+def _list(value: Any) -> Any:
+    """One text as a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
 def _names(value: Any) -> Any:
     """A list of names as one text, as on the command line."""
     return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list)]
 
 
 class PruneOptions(BaseModel):
@@ -53,7 +61,10 @@ class PruneOptions(BaseModel):
     input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_numbers)] = None
     model_args: dict[str, Any] = Field(default_factory=dict)
     task: str | None = None
+    rules: Texts = ()
 
+    freeze: Texts = ()
+    only: Texts = ()
     budget: str = Field(min_length=1)
     criterion: str | None = None
     allocator: str = "global"
@@ -251,6 +262,7 @@ _RULES = {
     "bool_type": "must be true or false",
     "dict_type": "must be a mapping of names to values",
     "tuple_type": "must be whole numbers separated by commas, e.g. 1,3,224,224",
+    "texts": "must be a text or a list of texts",
     "literal_error": "must be {expected}",
 }
 
@@ -258,6 +270,8 @@ _RULES = {
 def _rule(error: Mapping[str, Any]) -> str:
     """What pydantic found, as the rule and the value seen."""
     kind, context = error["type"], error.get("ctx", {})
+    if kind == "tuple_type" and error["loc"][0] in ("rules", "freeze", "only"):
+        kind, context = "texts", {}
     rule = str(context.get("error")) if kind == "value_error" else _RULES.get(kind, error["msg"]).format(**context)
     found = rule if kind == "missing" else f"{rule}, but it is {error['input']!r}"
     example = _EXAMPLES.get(str(error["loc"][0])) if kind in ("missing", "string_too_short") else None

@@ -22,6 +22,7 @@ from metaprune.edits import Keep
 from metaprune.errors import ConfigError, InputError, VerificationError
 from metaprune.files import read_json, write_atomically
 from metaprune.graph import Network, Verification, trace
+from metaprune.graph.select import Selection
 from metaprune.graph.trace import ExampleInputs
 from metaprune.graph.twin import named_tensors
 from metaprune.measure.accuracy import Accuracy, Paired, accuracy, compare
@@ -97,6 +98,7 @@ def plan(
         "floor": floor,
         "seed": seed,
         "calibration": calibration if judge.needs else 0,
+        **network.traced_with,
     }
     return Plan(edits, network.fingerprint, made_by)
 
@@ -252,6 +254,8 @@ def prune(
     floor: float = 0.1,
     seed: int = 0,
     calibration: int = CALIBRATION,
+    freeze: Selection | None = None,
+    only: Selection | None = None,
     accelerator: str = "auto",
     folder: str | Path | None = None,
     resume: bool = False,
@@ -277,6 +281,8 @@ def prune(
         floor: As for :func:`plan`.
         seed: Decides every random number.
         calibration: Samples that criteria and the re-estimation of norms look at.
+        freeze: Modules that must stay, as for :func:`metaprune.trace`.
+        only: Modules that alone may be cut, likewise.
         accelerator: ``auto``, ``cpu`` or ``cuda``: where scores, training and accuracies are computed.
         folder: Where the plan and checkpoints of training go; None writes nothing.
         resume: Go on with what an earlier, killed call with the same arguments left in `folder`.
@@ -297,7 +303,7 @@ def prune(
     recoveries = resolve(recovery if data is not None else None, **dict(recovery_options or {}))
     dense = model if _is_on(model, device) else copy.deepcopy(model).to(device)
     with _timed(seconds, "trace", step, "Tracing the network"):
-        network = trace(dense, on_device(example_inputs, device))
+        network = trace(dense, on_device(example_inputs, device), freeze=freeze, only=only)
     context = _context(network, data, loss, seed, calibration, device, folder, resume, progress, metrics)
     for way in recoveries:
         way.check(dense, context)
@@ -370,7 +376,8 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         raise InputError(
             f"{folder} must hold a result of schema {SCHEMA}, but does not. Give what `Result.save` wrote."
         )
-    network = trace(model, load_example(folder))
+    saved = Plan.load(folder / "plan.json")
+    network = trace(model, load_example(folder), **{name: saved.made_by.get(name) for name in ("freeze", "only")})
     try:
         stored = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
@@ -378,9 +385,9 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     if content.get("network") != network.fingerprint:
         raise ConfigError(
             f"the saved result must come from this architecture (fingerprint {network.fingerprint}), but comes from "
-            f"{content.get('network')}. Build the model with the arguments that it had."
+            f"{content.get('network')}. Build the model with the arguments that it had{_own_rules(saved)}."
         )
-    slim = network.apply(Plan.load(folder / "plan.json"))
+    slim = network.apply(saved)
     own = named_tensors(slim)
     misfits = sorted(name for name in stored if name not in own or own[name].shape != stored[name].shape)
     if misfits:
@@ -391,6 +398,11 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         for name, tensor in stored.items():
             own[name].copy_(tensor)
     return slim.eval()
+
+
+def _own_rules(plan: Plan) -> str:
+    rules = plan.made_by.get("rules")
+    return f", and import the rules that it was traced with ({', '.join(rules)})" if rules else ""
 
 
 def load_example(folder: str | Path) -> ExampleInputs:

@@ -123,7 +123,9 @@ def command_line(options: PruneOptions, folder: Path) -> str:
     words = ["metaprune", "prune"]
     for key, value in options.model_dump(mode="json", exclude_defaults=True, exclude={"out"}).items():
         flag = f"--{key.replace('_', '-')}"
-        if key == "model_args":
+        if key in ("rules", "freeze", "only"):
+            words += [part for given in value for part in (flag, given)]
+        elif key == "model_args":
             words += [part for name, given in value.items() for part in ("--model-arg", f"{name}={_plain(given)}")]
         elif isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
@@ -156,11 +158,12 @@ def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery]]:
         data=options.data,
         input_shape=options.input_shape,
         model_args=options.model_args,
+        rules=options.rules,
         classifies=options.task in (None, CLASSIFICATION),
         seed=options.seed,
     )
     task = resolve_task(options.task, subject.module)
-    network = trace(subject.module, subject.source.example_inputs)
+    network = trace(subject.module, subject.source.example_inputs, freeze=options.freeze, only=options.only)
     reachable_limits(network, options.budget, floor=options.floor, round_to=options.round_to or 1)
     data = subject.dataset
     context = Context(
@@ -213,6 +216,8 @@ def _work(
         floor=options.floor,
         seed=options.seed,
         calibration=options.calibration,
+        freeze=options.freeze,
+        only=options.only,
         accelerator=options.accelerator,
         folder=run.folder,
         resume=run.resumed,

@@ -34,6 +34,24 @@ ModelArg = Annotated[
         metavar="NAME=VALUE", help="Option of the model's factory; as often as needed.", rich_help_panel=NETWORK
     ),
 ]
+Rules = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODULE", help="Import it for its rules of your own ops; as often as needed.", rich_help_panel=NETWORK
+    ),
+]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Modules that must stay: a path such as 'layer1.*', or a class; as often as needed.",
+        rich_help_panel=DECISION,
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Modules that alone may be cut, named likewise.", rich_help_panel=DECISION),
+]
 RunFolder = Annotated[
     str | None, typer.Option("--run", metavar="FOLDER", help="A result of `metaprune prune`.", rich_help_panel=NETWORK)
 ]

@@ -14,9 +14,12 @@ from metaprune.cli.options import (
     AsJson,
     Data,
     Debug,
+    Freeze,
     InputShape,
     Model,
     ModelArg,
+    Only,
+    Rules,
     Weights,
 )
 
@@ -27,12 +30,15 @@ def prune(
     data: Data = None,
     input_shape: InputShape = None,
     model_arg: ModelArg = None,
+    rules: Rules = None,
     task: Annotated[
         str | None,
         typer.Option(
             metavar="NAME", help="classification, feature_matching or package.module:factory.", rich_help_panel=NETWORK
         ),
     ] = None,
+    freeze: Freeze = None,
+    only: Only = None,
     budget: Annotated[
         str | None,
         typer.Option(metavar="BUDGET", help="E.g. macs=0.5, or params=0.3,bytes=256KB.", rich_help_panel=DECISION),
@@ -128,6 +134,9 @@ def prune(
         "data": data,
         "input_shape": input_shape,
         "task": task,
+        "rules": rules,
+        "freeze": freeze,
+        "only": only,
         "budget": budget,
         "criterion": criterion,
         "allocator": allocator,

@@ -65,6 +65,7 @@ def open_saved(folder: str | Path, *, data: str | None = None, with_data: bool =
         data=(data or options.data) if with_data else None,
         input_shape=options.input_shape,
         model_args=options.model_args,
+        rules=options.rules,
         classifies=False,  # it was checked when the run began
         seed=options.seed,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metaprune.data import Dataset
 from metaprune.data import load as load_data
 from metaprune.errors import ConfigError, InputError
+from metaprune.factory import import_rules
 from metaprune.run import seed_everything
 from metaprune.zoo import SourceModel, load_weights, resolve_model
 
@@ -47,6 +48,7 @@ def read_subject(
     data: str | None = None,
     input_shape: tuple[int, ...] | None = None,
     model_args: dict[str, Any] | None = None,
+    rules: Sequence[str] = (),
     classifies: bool = True,
     seed: int = 0,
 ) -> Subject:
@@ -58,6 +60,7 @@ def read_subject(
         data: Spec of the dataset, or None. Its shape is that of the example input unless `input_shape` is given.
         input_shape: Shape of the example input with its batch dimension.
         model_args: Options of the network's factory.
+        rules: Modules to import for their rules of the user's ops.
         classifies: The network must give a score for every class of the data.
         seed: Draws weights where the factory does.
 
@@ -65,6 +68,7 @@ def read_subject(
         MetapruneError: Something is unknown, missing, damaged, or does not fit together. Nothing was written.
     """
     seed_everything(seed)
+    import_rules(rules)
     dataset = None if data is None else load_data(data)
     if dataset is None or input_shape is not None:
         source = resolve_model(model, input_shape=input_shape, options=model_args)

@@ -132,6 +132,21 @@ class Axis:
         return not self.changes
 
 
+class Proof:
+    """Every move that was made, for explanations; arrays that exist anyway, kept.
+
+    Attributes:
+        merged: Representatives that became one, pair by pair, and the operation: a forest over the units of a class.
+        defined: Units, the others that each was defined by (0 pads), and the operation.
+        frozen: Labels that were frozen, and the number of the reason.
+    """
+
+    def __init__(self) -> None:
+        self.merged: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], str]] = []
+        self.defined: list[tuple[npt.NDArray[np.int64], Labels, str]] = []
+        self.frozen: list[tuple[Labels, int]] = []
+
+
 class Units:
     """All units of a network under construction, and what is known of them."""
 
@@ -141,6 +156,7 @@ class Units:
         self._count = 1
         self._reasons = [""]
         self._kinds: dict[int, str] = {}
+        self.proof = Proof()
 
     def __len__(self) -> int:
         return self._count
@@ -201,6 +217,7 @@ class Units:
         if len(units):
             self._reasons.append(reason)
             self._reason[units] = len(self._reasons) - 1
+            self.proof.frozen.append((labels_NK, len(self._reasons) - 1))
 
     def unify(self, dims: Iterable[Dim], reason: str) -> Dim:
         """Dimensions that meet in one operation; a dimension of size 1 broadcasts. `reason` names the operation.
@@ -311,17 +328,17 @@ class Units:
                 return
             only_a, only_b = only_a[open_N], only_b[open_N]
             if (single := ((only_a != 0).sum(1) == 1) & ((only_b != 0).sum(1) == 1)).any():
-                self._union(only_a[single].max(1), only_b[single].max(1))
+                self._union(only_a[single].max(1), only_b[single].max(1), reason)
                 continue
             # What never leaves says nothing beside others.
             only_a, only_b = np.where(self._is_free(only_a), only_a, 0), np.where(self._is_free(only_b), only_b, 0)
             count_a, count_b = (only_a != 0).sum(1), (only_b != 0).sum(1)
             if (single := (count_a == 1) & (count_b == 1)).any():
-                self._union(only_a[single].max(1), only_b[single].max(1))
+                self._union(only_a[single].max(1), only_b[single].max(1), reason)
             elif (one := (count_a == 1) & (count_b > 1)).any():
-                self._define(only_a[one].max(1), only_b[one])
+                self._define(only_a[one].max(1), only_b[one], reason)
             elif (one := (count_b == 1) & (count_a > 1)).any():
-                self._define(only_b[one].max(1), only_a[one])
+                self._define(only_b[one].max(1), only_a[one], reason)
             elif (gone := (count_a == 0) | (count_b == 0)).any():
                 # The position is required here without that unit, so the unit may never be what removes it.
                 fixed = f"meets a dimension without it in {reason}"
@@ -329,14 +346,16 @@ class Units:
             else:
                 self._reconcile(a_NK, b_NK, only_a, only_b, reason)
 
-    def _union(self, a_N: npt.NDArray[np.int64], b_N: npt.NDArray[np.int64]) -> None:
+    def _union(self, a_N: npt.NDArray[np.int64], b_N: npt.NDArray[np.int64], why: str) -> None:
         units = np.concatenate([a_N, b_N])
         reasons = self._reason[units]
         while (differ := (a_N := self._find(a_N)) != (b_N := self._find(b_N))).any():
             a_N, b_N = a_N[differ], b_N[differ]
             # One parent per root and pass: a root that must join two others meets the second in the next pass.
             high, first = np.unique(np.maximum(a_N, b_N), return_index=True)
-            self._parent[high] = np.minimum(a_N, b_N)[first]
+            low = np.minimum(a_N, b_N)[first]
+            self._parent[high] = low
+            self.proof.merged.append((high, low, why))
         roots = self._find(units)
         np.maximum.at(self._reason, roots, reasons)
         if self._kinds:
@@ -344,7 +363,7 @@ class Units:
                 if unit in self._kinds:
                     self._kinds.setdefault(root, self._kinds[unit])
 
-    def _define(self, unit_N: npt.NDArray[np.int64], by_NK: Labels) -> None:
+    def _define(self, unit_N: npt.NDArray[np.int64], by_NK: Labels, why: str) -> None:
         """Define each unit as the conjunction of the others in its row (at least two), in their order."""
         unit_N, first = np.unique(unit_N, return_index=True)
         by_NK = by_NK[first]
@@ -355,6 +374,7 @@ class Units:
         for row in np.flatnonzero(self._reason[unit_N]):
             self.freeze(by_NK[row][:, None], self.reason(unit_N[row]))
         by_NK = np.take_along_axis(by_NK, np.argsort(by_NK == 0, axis=1, kind="stable"), axis=1)  # gaps to the end
+        self.proof.defined.append((unit_N, by_NK, why))
         rest = by_NK[:, -1]
         for column_N in by_NK[:, -2:0:-1].T:
             joint = self.fresh(len(unit_N))[:, 0]
@@ -374,7 +394,7 @@ class Units:
             ]
             if sorted(matches) == list(range(len(columns_b))) and (only_a != 0).all() and (only_b != 0).all():
                 for column, match in zip(columns_a, matches):
-                    self._union(column, columns_b[match])
+                    self._union(column, columns_b[match], reason)
                 return
         # Factored at different places, as 12 = 3*4 and 12 = 6*2: refine both to 3*2*2.
         sizes, before = _common_grid(self.resolve(a_NK), self.resolve(b_NK)), self._count

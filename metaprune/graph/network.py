@@ -21,10 +21,12 @@ from metaprune.graph.layout import Layout, build_layout
 from metaprune.graph.optimizer import sliced_optimizer
 from metaprune.graph.record import Op, Trace, tensors_in
 from metaprune.graph.rules import find_rule
+from metaprune.graph.select import Selection, as_patterns, freeze_selected
 from metaprune.graph.surgery import Cut, cut
 from metaprune.graph.trace import ExampleInputs, trace_model
 from metaprune.graph.twin import named_tensors
 from metaprune.graph.verify import Verification, compare
+from metaprune.graph.why import Why, explain
 from metaprune.plans import Draft, Plan
 
 UNCHECKED_TOLERANCE = 1e-4
@@ -37,11 +39,21 @@ class Network:
         model: The module that was traced; never changed.
         example_inputs: What it was traced with.
         axes: Every axis, in the order in which parameters mention them.
+        freeze: Patterns of modules that the user wants to stay, as texts.
+        only: Patterns of modules that alone may be cut; empty for all.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: ExampleInputs, layout: Layout) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: ExampleInputs,
+        layout: Layout,
+        freeze: tuple[str, ...] = (),
+        only: tuple[str, ...] = (),
+    ) -> None:
         self.model = model
         self.example_inputs = example_inputs
+        self.freeze, self.only = freeze, only
         self._branches = Branches(layout)
         self._layout = _with_branches(layout, self._branches)
         self.axes: tuple[Axis, ...] = self._layout.axes
@@ -50,6 +62,12 @@ class Network:
     def __repr__(self) -> str:
         free = sum(axis.prunable for axis in self.axes)
         return f"Network({type(self.model).__name__}, {len(self.axes)} axes, {free} prunable, {self.cost()})"
+
+    @property
+    def traced_with(self) -> dict[str, list[str]]:
+        """What the axes hang on beside model and input, for plans: `freeze`, `only`, and `rules` of users, if any."""
+        given = {"freeze": self.freeze, "only": self.only, "rules": self._layout.trace.own_rules}
+        return {name: list(entries) for name, entries in given.items() if entries}
 
     # ---- axes ------------------------------------------------------------------------------------------------------
 
@@ -113,6 +131,20 @@ class Network:
                         sums[axis.name].append(UnitSums((name, k), total_U, entries * len(here) / axis.size))
         return sums
 
+    def why(self, name: str) -> tuple[Why, ...]:
+        """What is coupled to what by which operation, and for what must stay, the way to the reason.
+
+        Args:
+            name: An axis, a dimension of a parameter (``conv1.weight:0``), a parameter, or a module.
+
+        Returns:
+            One explanation an axis that runs along it; its ``sentences()`` are for people.
+
+        Raises:
+            ConfigError: There is no such name; the nearest one is given.
+        """
+        return explain(self._layout, name)
+
     # ---- cost ------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -156,7 +188,7 @@ class Network:
         if plan.network and plan.network != self.fingerprint:
             raise ConfigError(
                 f"the plan must have been made for this network (fingerprint {self.fingerprint}), but was made for "
-                f"{plan.network}. Trace the model and the input shape that it was made with."
+                f"{plan.network}. Trace the model and the input shape that it was made with{_traced_with(plan)}."
             )
         for edit in plan.edits:
             refusal = edit.check(self)
@@ -210,7 +242,15 @@ class Network:
         alive = self._alive(draft)
         tensors = self._first_names(draft.tensors)
         made = cut(self.model, self._layout, alive, self.example_inputs, tensors)
-        if not made.checked:  # its calls are not those of the dense network one by one, so its results must be
+        own_rules = self._layout.trace.own_rules
+        # Where its calls are not those of the dense network one by one, or what they do was said by a user, its results
+        # must be.
+        if own_rules or not made.checked:
+            if own_rules and self._is_meta():
+                raise UnsupportedModelError(
+                    f"a network with rules of your own ({own_rules[0]}) is compared with the masked one by numbers, "
+                    "but it is on the meta device. Give it real weights and inputs."
+                )
             error = compare(
                 self.model, made.module, self._layout, alive, self.example_inputs, tensors, "example inputs"
             ).max_error
@@ -219,6 +259,8 @@ class Network:
                 why = (
                     f" It reads values of its input ({read[0]}) and may take another way through its code."
                     if read
+                    else f" A rule that is not of metaprune may be wrong ({own_rules[0]})."
+                    if own_rules
                     else ""
                 )
                 raise UnsupportedModelError(
@@ -239,12 +281,16 @@ class Network:
         draft = plan.draft()
         source = "given" if inputs is not None else "example inputs"
         inputs = self.example_inputs if inputs is None else inputs
-        if any(tensor.device.type == "meta" for tensor in [*self.model.parameters(), *tensors_in(inputs)]):
+        if self._is_meta(inputs):
             raise InputError(
                 "verification runs the network, but it is on the meta device. Give it real weights and inputs."
             )
         tensors = self._first_names(draft.tensors)
         return compare(self.model, slim, self._layout, self._alive(draft), inputs, tensors, source)
+
+    def _is_meta(self, inputs: ExampleInputs | None = None) -> bool:
+        given = tensors_in(self.example_inputs if inputs is None else inputs)
+        return any(tensor.device.type == "meta" for tensor in [*self.model.parameters(), *given])
 
     def _first_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         aliases = self._layout.trace.aliases
@@ -252,6 +298,12 @@ class Network:
 
     def _alive(self, draft: Draft) -> Alive:
         return self._layout.alive({self.index(name): np.array(kept) for name, kept in draft.keep.items()})
+
+
+def _traced_with(plan: Plan) -> str:
+    """What else a plan was made with that the axes hang on."""
+    given = {name: plan.made_by[name] for name in ("freeze", "only", "rules") if plan.made_by.get(name)}
+    return f" (and {', '.join(f'{name}={value}' for name, value in given.items())})" if given else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,23 +321,38 @@ class UnitSums:
     entries: float
 
 
-def trace(model: nn.Module, example_inputs: ExampleInputs) -> Network:
+def trace(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    freeze: Selection | None = None,
+    only: Selection | None = None,
+) -> Network:
     """Read a network: its axes, what is coupled to what, and what it costs.
 
     Args:
         model: Any module; it is left as it is.
         example_inputs: A tensor, a sequence of positional arguments, or a mapping of keyword arguments. The first
             dimension of the first tensor is the batch.
+        freeze: Modules that must stay as they are: a pattern of their paths with ``* ? [abc]`` (``"layer1.*"``; the
+            modules inside of one that matches belong to it), a class of modules or its name, or several of these.
+            Every axis that has a binding in such a module, or whose units it makes or uses, is frozen.
+        only: Modules that may be cut, named likewise: every axis that has no binding in one of them is frozen. An axis
+            that they share with others may be cut, there too.
 
     Raises:
+        ConfigError: A pattern matches no module.
         InputError: No tensor among the inputs, or weights that are not finite.
         UnsupportedModelError: The forward does not run on the inputs, or returns no tensor.
     """
-    layout = build_layout(trace_model(model, example_inputs, find_rule))
+    patterns = as_patterns(freeze, "freeze"), as_patterns(only, "only")
+    traced = trace_model(model, example_inputs, find_rule)
+    freeze_selected(traced, model, *patterns)
+    layout = build_layout(traced)
     for name, tensor in named_tensors(model).items():
         if tensor.device.type != "meta" and tensor.is_floating_point():
             _require_numbers(name, tensor, infinite=not isinstance(tensor, nn.Parameter))
-    return Network(model, example_inputs, layout)
+    return Network(model, example_inputs, layout, *patterns)
 
 
 def _require_numbers(name: str, tensor: Tensor, *, infinite: bool) -> None:
@@ -297,7 +364,8 @@ def _require_numbers(name: str, tensor: Tensor, *, infinite: bool) -> None:
     if bool(wrong.any()):
         what = "NaN" if infinite else "NaN or infinite"
         raise InputError(
-            f"weights must be numbers, but {int(wrong.sum())} of {tensor.numel()} entries of {name!r} are {what}."
+            f"weights must be numbers, but {int(wrong.sum())} of {tensor.numel()} entries of {name!r} are {what}. "
+            "The training that made them diverged, or the file that they came from is damaged."
         )
 
 

@@ -176,6 +176,7 @@ class Trace:
         result: What the network returned, tensors as :class:`Ref`.
         batch: Size of the first dimension of the first tensor given.
         failed_rules: Calls whose rule raised, which froze what they touch; each is a defect to report.
+        own_rules: Calls that a rule of the user's was used for.
         value_dependent: Calls that turn numbers computed from the input into Python values or sizes.
         real: Run on real tensors, because something failed on meta ones; `real_reason` says what.
         real_reason: That reason, or empty.
@@ -194,6 +195,7 @@ class Trace:
     result: Any = None
     batch: int = 1
     failed_rules: tuple[str, ...] = ()
+    own_rules: tuple[str, ...] = ()
     value_dependent: tuple[str, ...] = ()
     real: bool = False
     real_reason: str = ""

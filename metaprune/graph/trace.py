@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metaprune.errors import ConfigError, InputError, UnsupportedModelError
+from metaprune.errors import ConfigError, InputError, MetapruneError, UnsupportedModelError
 from metaprune.graph.axes import Dim, Labels, Units
 from metaprune.graph.meta import on_meta
 from metaprune.graph.record import (
@@ -54,7 +54,15 @@ _CREATES_CONSTANTS = {
 class Call:
     """One call as a rule sees it: arguments by name, labels of its tensors, and what to record.
 
+    ``call["x"]`` is the argument that the schema of the op calls ``x``. Tensors are on the meta device, unless the
+    network runs on real ones alone.
+
     Attributes:
+        func: The overload of the op.
+        arguments: All arguments by name, defaults included.
+        out: What the op returned.
+        units: The algebra, for rare moves that have no method here: ``merge``, ``concat``, ``take``, ``dim``.
+        where: The op and its module, for messages.
         constants: The numbers among the arguments, by path. A rule may bring one into a normal form (a negative index
             counted from the front), so that the call can be compared with the same call of the cut network.
     """
@@ -86,6 +94,16 @@ class Call:
     def known(self, tensor: Tensor) -> Tensor | None:
         """The numbers of a constant tensor, or None."""
         return self.tracer.value(tensor).known
+
+    @property
+    def output(self) -> Tensor:
+        """The result, where there is one."""
+        (tensor,) = tensors_in(self.out)
+        return tensor
+
+    def not_zero(self, *dims: Dim) -> Dims:
+        """The same dimensions for a result that is not zero where the operand is: after ``exp``, or adding a number."""
+        return tuple(_no_longer_zero(dim) for dim in dims)
 
     def unify(self, *dims: Dim) -> Dim:
         """These dimensions meet here."""
@@ -155,6 +173,7 @@ class Tracer(TorchDispatchMode):
         self.path: list[str] = [""]
         self.frames: list[tuple[tuple[int, Source | None], ...]] = [()]
         self.failed_rules: list[str] = []
+        self.own_rules: dict[str, None] = {}
         self.value_dependent: dict[str, None] = {}
         self.undecided_sizes: list[tuple[Op, Path, Dim]] = []
         self._find_rule = find_rule
@@ -224,7 +243,9 @@ class Tracer(TorchDispatchMode):
             self.value_dependent[str(op)] = None
         call = Call(self, func, arguments, out, op)
         try:
-            dims = _fitting(rule(call), outputs) if rule else _unknown(call, "has no rule")
+            dims = fitting(rule(call), outputs) if rule else _unknown(call, "has no rule")
+        except MetapruneError:  # raised by a rule of the user's, see `register_rule`
+            raise
         except Exception as error:  # a rule that meets the unforeseen must not guess
             self.failed_rules.append(f"{op}: {type(error).__name__}: {error}")
             dims = _unknown(call, f"could not be followed ({type(error).__name__}: {error})")
@@ -369,7 +390,7 @@ def trace_model(
     if not real:
         try:
             return _run(model, example_inputs, find_rule, real=False)
-        except UnsupportedModelError:
+        except MetapruneError:
             raise
         except Exception as error:  # values read on meta tensors, tensors made on another device, custom kernels
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -392,7 +413,7 @@ def _run(
     try:
         given, out = _forward(tracer, copied, example_inputs, real=real)
     except Exception as error:
-        if not real:
+        if not real or isinstance(error, MetapruneError):
             raise
         where = tracer.path[-1] or type(model).__name__
         raise UnsupportedModelError(
@@ -421,6 +442,7 @@ def _run(
             tracer.units.freeze(dim, "not used in the traced run")
     _decide(tracer)
     trace.failed_rules, trace.value_dependent = tuple(tracer.failed_rules), tuple(tracer.value_dependent)
+    trace.own_rules = tuple(tracer.own_rules)
     return trace
 
 
@@ -625,7 +647,7 @@ def bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str,
     return bound
 
 
-def _fitting(dims: Any, outputs: list[Tensor]) -> list[Dims]:
+def fitting(dims: Any, outputs: list[Tensor]) -> list[Dims]:
     """What a rule returned, as one tuple of dimensions a tensor.
 
     Raises:

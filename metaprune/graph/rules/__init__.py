@@ -13,9 +13,9 @@ from metaprune.graph.rules import (
     shape,
     spatial,
 )
-from metaprune.graph.rules._base import RULES, find_rule, rule
+from metaprune.graph.rules._base import OWN_RULES, RULES, find_rule, register_rule, rule
 
-__all__ = ["RULES", "find_rule", "rule"]
+__all__ = ["OWN_RULES", "RULES", "find_rule", "register_rule", "rule"]
 
 # Imported for the rules that they register.
 _FAMILIES = (attention, convolution, create, index, matmul, norm, pointwise, recurrent, reduce, shape, spatial)
