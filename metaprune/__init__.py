@@ -16,9 +16,22 @@ if TYPE_CHECKING:
     from metaprune.graph import Network, register_rule, trace
     from metaprune.pipeline import Result, load, plan, prune
     from metaprune.plans import Plan
+    from metaprune.stream import parameters_on_meta, prune_files
 
 __version__ = "0.1.0"
-__all__ = ["Network", "Plan", "Result", "errors", "load", "plan", "prune", "register_rule", "trace"]
+__all__ = [
+    "Network",
+    "Plan",
+    "Result",
+    "errors",
+    "load",
+    "parameters_on_meta",
+    "plan",
+    "prune",
+    "prune_files",
+    "register_rule",
+    "trace",
+]
 
 # Loaded when first asked for, because torch takes a second to import and most commands answer without it.
 _HOMES = {
@@ -27,8 +40,10 @@ _HOMES = {
     "Result": "metaprune.pipeline",
     "errors": "metaprune.errors",
     "load": "metaprune.pipeline",
+    "parameters_on_meta": "metaprune.stream",
     "plan": "metaprune.pipeline",
     "prune": "metaprune.pipeline",
+    "prune_files": "metaprune.stream",
     "register_rule": "metaprune.graph",
     "trace": "metaprune.graph",
 }

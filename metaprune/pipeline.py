@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from metaprune.allocate import ALLOCATORS, Allocator, Problem
@@ -29,6 +29,7 @@ from metaprune.measure.accuracy import Accuracy, Paired, accuracy, compare
 from metaprune.plans import Plan
 from metaprune.recovery import Context, NoProgress, Progress, Recovered, Recovery, resolve
 from metaprune.recovery._base import no_metrics, on_device
+from metaprune.shards import Shards
 from metaprune.task import Task, resolve_task
 
 Data = Dataset | Split | Iterable[Any] | Callable[[], Iterator[Any]]
@@ -218,7 +219,7 @@ class Result:
         folder.mkdir(parents=True, exist_ok=True)
         self.plan.save(folder / "plan.json")
         write_atomically(folder / "model.safetensors", save(_stored_tensors(self.model)))
-        kind, tensors = _flatten_example(self.network.example_inputs)
+        kind, tensors = flatten_example(self.network.example_inputs)
         write_atomically(folder / "example.safetensors", save(tensors, {"kind": kind}))
         content = {"schema": SCHEMA, "network": self.network.fingerprint, **self.to_json()}
         write_atomically(folder / "result.json", json.dumps(content, indent=1).encode())
@@ -302,13 +303,13 @@ def prune(
     judge = criterion if criterion is not None else ("l2" if data is None else "taylor")
     recoveries = resolve(recovery if data is not None else None, **dict(recovery_options or {}))
     dense = model if _is_on(model, device) else copy.deepcopy(model).to(device)
-    with _timed(seconds, "trace", step, "Tracing the network"):
+    with timed(seconds, "trace", step, "Tracing the network"):
         network = trace(dense, on_device(example_inputs, device), freeze=freeze, only=only)
     context = _context(network, data, loss, seed, calibration, device, folder, resume, progress, metrics)
     for way in recoveries:
         way.check(dense, context)
     plan_file = None if folder is None else Path(folder) / "plan.json"
-    with _timed(seconds, "plan", step, "Choosing what to cut"):
+    with timed(seconds, "plan", step, "Choosing what to cut"):
         if resume and plan_file is not None and plan_file.exists():
             decided = Plan.load(plan_file)
         else:
@@ -318,10 +319,10 @@ def prune(
             )  # fmt: skip
         if plan_file is not None:
             decided.save(plan_file)
-    with _timed(seconds, "cut", step, "Cutting"):
+    with timed(seconds, "cut", step, "Cutting"):
         made = network.cut(decided)
         slim = made.module
-    with _timed(seconds, "verify", step, "Verifying"):
+    with timed(seconds, "verify", step, "Verifying"):
         verification = network.verify(decided, _real_inputs(network, context), slim=slim)
         if not verification.passed(TOLERANCE):
             raise VerificationError(
@@ -330,12 +331,12 @@ def prune(
             )
     accuracies: dict[str, Accuracy] = {}
     test = data.test if isinstance(data, Dataset) and isinstance(context.task, Task) else None
-    with _timed(seconds, "accuracy", step, "Measuring accuracy"):
+    with timed(seconds, "accuracy", step, "Measuring accuracy"):
         _measure(accuracies, "dense", dense, test, device, context.progress)
         _measure(accuracies, "cut", slim, test, device, context.progress)
     done: list[Recovered] = []
     for way in recoveries:
-        with _timed(seconds, way.name, step, f"Recovering: {way.name}"):
+        with timed(seconds, way.name, step, f"Recovering: {way.name}"):
             done.append(way.recover(slim, context))
             slim = done[-1].model
     if done:
@@ -346,8 +347,8 @@ def prune(
         network=network,
         plan=decided,
         verification=verification,
-        before=_figures(network, None, final[:1]),
-        after=_figures(network, decided, final[-1:]),
+        before=figures(network, None, final[:1]),
+        after=figures(network, decided, final[-1:]),
         accuracy=accuracies,
         difference=compare(final[0], final[-1]) if final else None,
         recovered=tuple(done),
@@ -378,10 +379,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         )
     saved = Plan.load(folder / "plan.json")
     network = trace(model, load_example(folder), **{name: saved.made_by.get(name) for name in ("freeze", "only")})
-    try:
-        stored = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder} must hold a whole result, but part of it cannot be read: {error}.") from error
+    stored = Shards(folder)
     if content.get("network") != network.fingerprint:
         raise ConfigError(
             f"the saved result must come from this architecture (fingerprint {network.fingerprint}), but comes from "
@@ -389,7 +387,9 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         )
     slim = network.apply(saved)
     own = named_tensors(slim)
-    misfits = sorted(name for name in stored if name not in own or own[name].shape != stored[name].shape)
+    misfits = sorted(
+        name for name, entry in stored.entries.items() if name not in own or own[name].shape != entry.shape
+    )
     if misfits:
         raise InputError(
             f"the weights in {folder} must fit its plan, but {misfits[0]!r} does not. The folder is damaged."
@@ -436,7 +436,8 @@ def torch_device(accelerator: str) -> torch.device:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str, step: Callable[[str], None], description: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], name: str, step: Callable[[str], None], description: str) -> Iterator[None]:
+    """Tell what begins, and note how long it took."""
     step(description)
     start = time.perf_counter()
     yield
@@ -512,7 +513,8 @@ def _measure(
             module.training = training
 
 
-def _figures(network: Network, plan: Plan | None, measured: Sequence[Accuracy]) -> Figures:
+def figures(network: Network, plan: Plan | None, measured: Sequence[Accuracy]) -> Figures:
+    """What the network costs once a plan is applied, and the first of the accuracies that were measured."""
     cost = network.cost(None if plan is None else network.sizes(plan))
     metrics = {"accuracy": measured[0].top1} if measured else {}
     return Figures(metrics=metrics, macs=cost.macs, params=cost.params, bytes=cost.bytes)
@@ -527,7 +529,8 @@ def _stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensors[name].detach().cpu().contiguous().clone() for name in first.values()}
 
 
-def _flatten_example(example: ExampleInputs) -> tuple[str, dict[str, Tensor]]:
+def flatten_example(example: ExampleInputs) -> tuple[str, dict[str, Tensor]]:
+    """Example inputs as named tensors, and what they were: ``tensor``, ``sequence`` or ``mapping``."""
     if isinstance(example, Tensor):
         return "tensor", {"0": example.detach().cpu().contiguous()}
     items = example.items() if isinstance(example, Mapping) else ((str(k), item) for k, item in enumerate(example))

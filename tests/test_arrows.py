@@ -13,7 +13,7 @@ MAPPED = {"search": "search", "export": "export", "configs": "configs"}
 ROWS = [
     {"errors"},
     {"registry", "files"},
-    {"factory", "progress", "modes", "configs"},
+    {"factory", "progress", "modes", "configs", "shards"},
     {"task", "budget", "plans", "config", "run"},
     {"graph"},
     {"data", "zoo", "tracking"},
@@ -25,6 +25,7 @@ ROWS = [
     {"export"},
     {"search"},
     {"pipeline"},
+    {"stream"},
     {"audit", "report"},
     {"cli"},
 ]

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
+from metaprune.criteria._base import CRITERIA, Calibration, Computed, Criterion, Scores
 from metaprune.graph import Network
 
 
@@ -14,8 +15,12 @@ def relative_norm(network: Network, power: int) -> Scores:
     Relative, because layers of different width and kernel have norms of different scale; averaged, so that an axis
     bound to many parameters is not favoured over one bound to few.
     """
-    tensors = {name: p.detach().abs().double().pow(power) for name, p in network.model.named_parameters()}
-    sums = network.sum_over_units(tensors)
+    names = [name for name, _ in network.model.named_parameters()]
+
+    def powers(weight: Tensor) -> Tensor:
+        return weight.to(torch.float64, copy=True).abs_().pow_(power)
+
+    sums = network.sum_over_units(Computed(network.weights, names, powers))
     scores = {}
     for axis in network.axes:
         if axis.prunable:

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metaprune.errors import ConfigError, InputError, UnsupportedModelError, did_you_mean
-from metaprune.graph.axes import Alive, Axis
+from metaprune.graph.axes import Alive, Axis, Dim
 from metaprune.graph.branches import Branches
 from metaprune.graph.cost import Cost, CostModel
 from metaprune.graph.layout import Layout, build_layout
@@ -58,6 +59,7 @@ class Network:
         self._layout = _with_branches(layout, self._branches)
         self.axes: tuple[Axis, ...] = self._layout.axes
         self._index = {axis.name: k for k, axis in enumerate(self.axes)}
+        self._weights: Mapping[str, Tensor] | None = None
 
     def __repr__(self) -> str:
         free = sum(axis.prunable for axis in self.axes)
@@ -92,6 +94,15 @@ class Network:
         """Shape of every parameter and buffer, tied ones under their first name."""
         return {name: tuple(dim.size for dim in value.dims) for name, value in self._layout.trace.parameters.items()}
 
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Parameters and buffers by name: those of the model, or those that were set, e.g. to be read from files."""
+        return named_tensors(self.model) if self._weights is None else self._weights
+
+    @weights.setter
+    def weights(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the architecture: the axes and where they live; weights do not count."""
@@ -102,33 +113,18 @@ class Network:
         """Add up entries of parameter-shaped tensors over the slices of every unit.
 
         Args:
-            tensors: By parameter or buffer name, each in that parameter's shape; others are left out.
+            tensors: By parameter or buffer name, each in that parameter's shape; others are left out. Each is asked for
+                once, and not kept.
 
         Returns:
             For every axis, one entry a binding whose parameter is given.
         """
         sums: dict[str, list[UnitSums]] = {axis.name: [] for axis in self.axes}
         for name, value in self._layout.trace.parameters.items():
-            if name not in tensors:
-                continue
-            tensor = tensors[name]
-            for k, dim in enumerate(value.dims):
-                rows = self._layout.resolve(dim)
-                if rows is None:
-                    continue
-                total_N = (
-                    tensor.double().sum([d for d in range(tensor.ndim) if d != k])
-                    if tensor.ndim > 1
-                    else tensor.double()
-                )
-                entries = tensor.numel() // max(tensor.shape[k], 1)
-                for column in rows.T:
-                    owner, rank = self._layout.axis_of[column], self._layout.rank_of[column]
-                    for index in np.unique(owner[owner >= 0]):
-                        axis, here = self.axes[index], torch.from_numpy(np.flatnonzero(owner == index))
-                        ranks = torch.from_numpy(rank[owner == index])
-                        total_U = torch.zeros(axis.size, dtype=torch.float64).index_add_(0, ranks, total_N.cpu()[here])
-                        sums[axis.name].append(UnitSums((name, k), total_U, entries * len(here) / axis.size))
+            if name in tensors:
+                for k, (dim, total_N) in enumerate(zip(value.dims, _totals(tensors[name]), strict=True)):
+                    for axis, entry in self._by_unit((name, k), dim, total_N, prod(self.shapes[name])):
+                        sums[axis].append(entry)
         return sums
 
     def why(self, name: str) -> tuple[Why, ...]:
@@ -144,6 +140,20 @@ class Network:
             ConfigError: There is no such name; the nearest one is given.
         """
         return explain(self._layout, name)
+
+    def _by_unit(
+        self, binding: tuple[str, int], dim: Dim, total_N: Tensor, entries: int
+    ) -> Iterator[tuple[str, "UnitSums"]]:
+        rows = self._layout.resolve(dim)
+        if rows is None:
+            return
+        for column in rows.T:
+            owner, rank = self._layout.axis_of[column], self._layout.rank_of[column]
+            for index in np.unique(owner[owner >= 0]):
+                axis, here = self.axes[index], torch.from_numpy(np.flatnonzero(owner == index))
+                ranks = torch.from_numpy(rank[owner == index])
+                total_U = torch.zeros(axis.size, dtype=torch.float64).index_add_(0, ranks, total_N[here])
+                yield axis.name, UnitSums(binding, total_U, entries // max(dim.size, 1) * len(here) / axis.size)
 
     # ---- cost ------------------------------------------------------------------------------------------------------
 
@@ -246,10 +256,11 @@ class Network:
         # Where its calls are not those of the dense network one by one, or what they do was said by a user, its results
         # must be.
         if own_rules or not made.checked:
-            if own_rules and self._is_meta():
+            if self._is_meta():
+                why = f"has rules of your own ({own_rules[0]})" if own_rules else "was not cut call by call"
                 raise UnsupportedModelError(
-                    f"a network with rules of your own ({own_rules[0]}) is compared with the masked one by numbers, "
-                    "but it is on the meta device. Give it real weights and inputs."
+                    f"a network that {why} is compared with the masked one by numbers, but it is on the meta device. "
+                    "Give it real weights and inputs."
                 )
             error = compare(
                 self.model, made.module, self._layout, alive, self.example_inputs, tensors, "example inputs"
@@ -353,6 +364,16 @@ def trace(
         if tensor.device.type != "meta" and tensor.is_floating_point():
             _require_numbers(name, tensor, infinite=not isinstance(tensor, nn.Parameter))
     return Network(model, example_inputs, layout, *patterns)
+
+
+def _totals(tensor: Tensor) -> list[Tensor]:
+    """Sums of a tensor over all dimensions but one, for each dimension; float64, on the CPU."""
+    if tensor.ndim < 2:
+        return [tensor.double().cpu()] * tensor.ndim
+    return [
+        tensor.sum([other for other in range(tensor.ndim) if other != k], dtype=torch.float64).cpu()
+        for k in range(tensor.ndim)
+    ]
 
 
 def _require_numbers(name: str, tensor: Tensor, *, infinite: bool) -> None:
