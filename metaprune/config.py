@@ -82,6 +82,7 @@ class PruneOptions(BaseModel):
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    stream: bool = False
     export: bool = True
     bench: bool = True
     out: str | None = None

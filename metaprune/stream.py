@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from metaprune.allocate import Allocator
 from metaprune.budget import Budget
 from metaprune.criteria import CRITERIA, Criterion
 from metaprune.errors import ConfigError, InputError, UnsupportedModelError, did_you_mean
@@ -23,14 +24,15 @@ from metaprune.graph import Network, trace
 from metaprune.graph.surgery import Cut, numbers_left
 from metaprune.graph.trace import ExampleInputs
 from metaprune.graph.twin import copy_with, named_tensors
-from metaprune.pipeline import SCHEMA, Figures, figures, flatten_example, plan, timed
+from metaprune.pipeline import SCHEMA, Figures, figures, flatten_example, timed
+from metaprune.pipeline import plan as decide
 from metaprune.plans import Plan
 from metaprune.shards import SHARD_BYTES, Entry, Shards, write_shards
 
 
 @dataclass(frozen=True, kw_only=True)
 class Streamed:
-    """What :func:`prune_files` did.
+    """What was cut, and the files that hold the rest.
 
     Args:
         plan: What was cut.
@@ -49,6 +51,69 @@ class Streamed:
     after: Figures
     files: tuple[Path, ...]
     seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What is to be cut; nothing has been written.
+
+    Args:
+        plan: What is to be cut.
+        network: The traced network, without weights.
+        cut: The cut network, without weights, and how it was made.
+        stored: The weights of the dense one.
+        seconds: Time of each step.
+    """
+
+    plan: Plan
+    network: Network
+    cut: Cut
+    stored: "StoredWeights"
+    seconds: dict[str, float]
+
+    def write(
+        self,
+        folder: str | Path,
+        *,
+        shard_bytes: int = SHARD_BYTES,
+        step: Callable[[str], None] = lambda description: None,
+    ) -> Streamed:
+        """Write the smaller network as ``Result.save`` does, so that :func:`metaprune.load` reads it.
+
+        Args:
+            folder: Where it goes.
+            shard_bytes: Largest size of a file that holds more than one tensor, in bytes.
+            step: Is told what begins.
+
+        Raises:
+            InputError: Weights are not finite, or the folder cannot be written.
+            ResourceError: The disk is full.
+        """
+        folder, network = Path(folder), self.network
+        alive = network._alive(self.plan.draft())
+        make_folder(folder)
+        with timed(self.seconds, "write", step, "Writing"):
+            entries = self.stored.entries_of(self.cut.module)
+            files = write_shards(
+                folder, entries, lambda name: self.stored.left(name, alive), shard_bytes=shard_bytes
+            )  # fmt: skip
+            self.plan.save(folder / "plan.json")
+            kind, tensors = flatten_example(network.example_inputs)
+            write_atomically(folder / "example.safetensors", save(tensors, {"kind": kind}))
+        before, after = figures(network, None, ()), figures(network, self.plan, ())
+        content = {"schema": SCHEMA, "network": network.fingerprint, "before": asdict(before), "after": asdict(after)}
+        content |= {"error_max": None, "streamed": True, "surgery": {"way": self.cut.way, "reason": self.cut.reason}}
+        content |= {"seconds": self.seconds}
+        write_atomically(folder / "result.json", json.dumps(content, indent=1).encode())
+        return Streamed(
+            plan=self.plan,
+            network=network,
+            cut=self.cut,
+            before=before,
+            after=after,
+            files=(*files, *(folder / name for name in ("plan.json", "example.safetensors", "result.json"))),
+            seconds=self.seconds,
+        )
 
 
 @contextmanager
@@ -80,29 +145,49 @@ def prune_files(
     folder: str | Path,
     budget: str | Budget,
     *,
+    shard_bytes: int = SHARD_BYTES,
+    **options: Any,
+) -> Streamed:
+    """Make a network smaller that may be larger than memory: :func:`choose`, then :meth:`Chosen.write`.
+
+    Args:
+        model: As for :func:`choose`.
+        example_inputs: Likewise.
+        weights: Likewise.
+        folder: Where the result goes, as ``Result.save`` writes it.
+        budget: As for :func:`choose`.
+        shard_bytes: Largest size of a file that holds more than one tensor, in bytes.
+        **options: As for :func:`choose`.
+    """
+    return choose(model, example_inputs, weights, budget, **options).write(folder, shard_bytes=shard_bytes)
+
+
+def choose(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    weights: str | Path,
+    budget: str | Budget,
+    *,
     criterion: str | Criterion = "l2",
-    allocator: str = "global",
+    allocator: str | Allocator = "global",
     round_to: int | None = None,
     floor: float = 0.1,
     seed: int = 0,
-    shard_bytes: int = SHARD_BYTES,
     step: Callable[[str], None] = lambda description: None,
-) -> Streamed:
-    """Make a network smaller that may be larger than memory.
+) -> Chosen:
+    """Decide what to cut from a network whose weights are in files.
 
     Args:
         model: The network, best built under :func:`parameters_on_meta`; its own weights play no part.
         example_inputs: As for :func:`metaprune.trace`; only shapes and types count.
-        weights: A ``.safetensors`` file, or a folder with one or with shards and their index.
-        folder: Where the result goes, as ``Result.save`` writes it, so that :func:`metaprune.load` reads it. Tensors
-            keep their types and names.
+        weights: A ``.safetensors`` file, or a folder with one or with shards and their index. What is written keeps
+            their names and types.
         budget: As for :func:`metaprune.plan`.
         criterion: One that reads weights alone.
         allocator: As for :func:`metaprune.plan`.
         round_to: Likewise.
         floor: Likewise.
         seed: Likewise.
-        shard_bytes: Largest size of a file that holds more than one tensor, in bytes.
         step: Is told what begins.
 
     Raises:
@@ -118,29 +203,13 @@ def prune_files(
     seconds: dict[str, float] = {}
     with timed(seconds, "trace", step, "Tracing the network"):
         network = trace(_on_meta(model), example_inputs)
-    stored = StoredWeights(Shards(weights), network)
-    network.weights = stored
     with timed(seconds, "plan", step, "Choosing what to cut"):
-        decided = plan(network, budget, criterion, allocator, round_to=round_to, seed=seed, floor=floor)
+        network.weights = stored = StoredWeights(Shards(weights), network)
+        plan = decide(network, budget, criterion, allocator, round_to=round_to, seed=seed, floor=floor)
     with timed(seconds, "cut", step, "Cutting"):
-        cut = network.cut(decided)
-        entries = stored.entries_of(cut.module)
-    with timed(seconds, "write", step, "Writing"):
-        alive = network._alive(decided.draft())
-        files = _write(Path(folder), network, decided, lambda name: stored.left(name, alive), entries, shard_bytes)
-    before, after = figures(network, None, ()), figures(network, decided, ())
-    content = {"schema": SCHEMA, "network": network.fingerprint, "before": asdict(before), "after": asdict(after)}
-    content |= {"error_max": None, "streamed": True, "surgery": {"way": cut.way, "reason": cut.reason}}
-    write_atomically(Path(folder) / "result.json", json.dumps({**content, "seconds": seconds}, indent=1).encode())
-    return Streamed(
-        plan=decided,
-        network=network,
-        cut=cut,
-        before=before,
-        after=after,
-        files=(*files, Path(folder) / "result.json"),
-        seconds=seconds,
-    )
+        cut = network.cut(plan)
+        stored.entries_of(cut.module)
+    return Chosen(plan=plan, network=network, cut=cut, stored=stored, seconds=seconds)
 
 
 class StoredWeights(Mapping[str, Tensor]):
@@ -216,19 +285,3 @@ def _on_meta(model: nn.Module) -> nn.Module:
         return nn.Parameter(tensor.detach().to("meta"), requires_grad=tensor.requires_grad)
 
     return copy_with(model, replace)[0]
-
-
-def _write(
-    folder: Path,
-    network: Network,
-    decided: Plan,
-    read: Callable[[str], Tensor],
-    entries: Mapping[str, Entry],
-    shard_bytes: int,
-) -> list[Path]:
-    make_folder(folder)
-    decided.save(folder / "plan.json")
-    files = write_shards(folder, entries, read, shard_bytes=shard_bytes)
-    kind, tensors = flatten_example(network.example_inputs)
-    write_atomically(folder / "example.safetensors", save(tensors, {"kind": kind}))
-    return [folder / "plan.json", *files, folder / "example.safetensors"]

@@ -93,6 +93,14 @@ def prune(
     accelerator: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="auto, cpu or cuda. [auto]", rich_help_panel=RECOVERY)
     ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Cut weights from file to file, never holding the network; --weights may be a folder of shards.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(metavar="FOLDER", help="Where files go. [runs/MODEL-DATE-TIME]", rich_help_panel=OUTPUT),
@@ -152,6 +160,7 @@ def prune(
         "distil": distil,
         "temperature": temperature,
         "accelerator": accelerator,
+        "stream": stream,
         "export": export,
         "bench": bench,
         "out": out,
@@ -180,6 +189,10 @@ def prune(
         force=force,
         resume=resume,
     )
+    if options.stream:
+        from metaprune.cli.streaming import stream_out
+
+        return finish(stream_out(order, screen), screen)
     return finish(carry_out(order, screen), screen)
 
 

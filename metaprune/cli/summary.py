@@ -131,7 +131,8 @@ def draw(told: Mapping[str, Any], console: "Console") -> None:
     if comparison:
         share = after["macs"] / before["macs"]
         console.print(Text(numbers.in_return(share, comparison["ratio"]["value"], comparison["verdict"])))
-    console.print(Text(f"The cut network equals the masked one to {told['error_max']:.1e} of the largest output."))
+    if told["error_max"] is not None:
+        console.print(Text(f"The cut network equals the masked one to {told['error_max']:.1e} of the largest output."))
     draw_checks(told["checks"], console)
     for note in told["notes"]:
         console.print(Text.assemble(("note ", "yellow"), note))
@@ -167,11 +168,13 @@ def _draw_places(told: Mapping[str, Any], console: "Console") -> None:
     from rich.text import Text
 
     files = [name for name in told["files"] if name not in ("folder", REPORT)]
-    console.print(Text.assemble(("Report  ", "bold"), told["files"][REPORT]), soft_wrap=True)
+    if REPORT in told["files"]:
+        console.print(Text.assemble(("Report  ", "bold"), told["files"][REPORT]), soft_wrap=True)
     console.print(Text.assemble(("Files   ", "bold"), f"{told['files']['folder']}: {', '.join(files)}"))
     if told["tracking"]["run_id"]:
         console.print(Text.assemble(("Tracked ", "bold"), f"MLflow run {told['tracking']['run_id']}"))
-    console.print(Text("Next", style="bold"))
+    if told["next"]:
+        console.print(Text("Next", style="bold"))
     for command in told["next"]:
         console.print(Text(f"  {command}"), soft_wrap=True)  # never broken, so that it can be copied
 

@@ -82,7 +82,8 @@ def resolve_model(
             f"{spec!r} gives no example input. Give its shape (--input-shape 1,3,224,224), let the factory return "
             "(module, example_inputs), or give the module an attribute `example_inputs`."
         )
-    if input_shape is not None or options:
+    holds_weights = not any(parameter.is_meta for parameter in found.module.parameters())
+    if holds_weights and (input_shape is not None or options):
         _check_runs(spec, found.module, example)
     return SourceModel(spec=spec, module=found.module, example_inputs=example, task=found.task, name=name)
 

@@ -1,0 +1,115 @@
+"""``metaprune prune --stream``: weights cut from file to file; the network is neither held nor run."""
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+from metaprune.budget import parse_budget
+from metaprune.cli.answer import answer
+from metaprune.cli.course import Order
+from metaprune.cli.failure import Interrupted
+from metaprune.cli.screen import Screen
+from metaprune.cli.summary import OUTCOME
+from metaprune.config import PruneOptions
+from metaprune.errors import ConfigError
+from metaprune.files import write_atomically
+from metaprune.run import Run, check, seed_everything
+from metaprune.stream import Streamed, choose, parameters_on_meta
+from metaprune.zoo import SourceModel, resolve_model
+
+
+def stream_out(order: Order, screen: Screen) -> dict[str, Any]:
+    """Do it.
+
+    Returns:
+        What the command answers.
+
+    Raises:
+        MetapruneError: Something does not fit; nothing was written, unless weights turn out not to be finite.
+        Interrupted: The user pressed Ctrl-C.
+    """
+    options = order.options
+    weights = _check_options(options)
+    check(order.folder, order.command, options.deciding, force=order.force, resume=order.resume)
+    began, kept = time.perf_counter(), False
+    try:
+        with screen.watch() as watch:
+            watch.step("Reading the network")
+            seed_everything(options.seed)
+            with parameters_on_meta():
+                source = resolve_model(options.model, input_shape=options.input_shape, options=options.model_args)
+            chosen = choose(
+                source.module.eval(),
+                source.example_inputs,
+                weights,
+                options.budget,
+                criterion=options.criterion or "l2",
+                allocator=options.allocator,
+                round_to=options.round_to,
+                floor=options.floor,
+                seed=options.seed,
+                step=watch.step,
+            )
+            with Run.open(
+                order.folder, order.command, options.deciding, force=order.force, resume=order.resume
+            ) as run:  # fmt: skip
+                kept = True
+                told = _outcome(order, source, chosen.write(run.folder, step=watch.step))
+                told["seconds"]["total"] = round(time.perf_counter() - began, 3)
+                write_atomically(run.path(OUTCOME), json.dumps(told, indent=1, allow_nan=False).encode())
+            watch.end()
+    except KeyboardInterrupt:
+        raise Interrupted(f"{order.again}{' --resume' if kept else ''}", kept=kept) from None
+    return told
+
+
+def _check_options(options: PruneOptions) -> str:
+    """The weights; refuses what needs the network to run."""
+    running = {"data": options.data, "task": options.task, **options.training}
+    if options.recovery not in (None, "none"):
+        running["recovery"] = options.recovery
+    for name, value in running.items():
+        if value is not None:
+            raise ConfigError(
+                f"`--{name.replace('_', '-')}` needs a network that runs, but `--stream` never holds it. Leave out one "
+                "of them."
+            )
+    if options.weights is None:
+        raise ConfigError("`--stream` cuts weights from file to file. Give them: --weights FILE or FOLDER.")
+    return options.weights
+
+
+def _outcome(order: Order, source: SourceModel, done: Streamed) -> dict[str, Any]:
+    kept = {name: len(ranks) for name, ranks in done.plan.draft().keep.items()}
+    detail = "the cut network makes the calls of the dense one with the predicted sizes; it was not run."
+    return answer(
+        order.command,
+        model=source.spec,
+        weights=order.options.weights,
+        before={**asdict(done.before), "metrics": {}},
+        after={**asdict(done.after), "metrics": {}},
+        budget=str(parse_budget(order.options.budget)),
+        checks=[{"name": "calls", "passed": True, "detail": detail}],
+        files={"folder": str(order.folder), **{file.name: str(order.folder / file.name) for file in done.files}},
+        seconds=dict(done.seconds),
+        criterion=done.plan.made_by["criterion"],
+        allocator=done.plan.made_by["allocator"],
+        recovery=[],
+        plan={
+            "made_by": dict(done.plan.made_by),
+            "axes": [
+                {"name": axis.name, "size": axis.size, "kept": kept.get(axis.name, axis.size)}
+                for axis in done.network.axes
+                if axis.prunable
+            ],
+        },
+        surgery={"way": done.cut.way, "reason": done.cut.reason, "checked": done.cut.checked},
+        accuracy={},
+        difference=None,
+        latency=None,
+        tracking={"run_id": None, "uri": None},
+        notes=[],
+        reproduce=order.again,
+        next=[],
+    )
