@@ -21,6 +21,7 @@ from metaprune.criteria import CRITERIA, Criterion
 from metaprune.errors import ConfigError, InputError, UnsupportedModelError, did_you_mean
 from metaprune.files import make_folder, write_atomically
 from metaprune.graph import Network, trace
+from metaprune.graph.network import require_numbers
 from metaprune.graph.surgery import Cut, numbers_left
 from metaprune.graph.trace import ExampleInputs
 from metaprune.graph.twin import copy_with, named_tensors
@@ -228,8 +229,9 @@ class StoredWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.shards[self._stored[name]]
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise InputError(f"weights must be finite, but {self._stored[name]!r} in {self.shards.path} is not.")
+        if tensor.is_floating_point():
+            parameter = self.network._layout.trace.parameters[name].parameter
+            require_numbers(f"{self._stored[name]} in {self.shards.path}", tensor, infinite=not parameter)
         return tensor
 
     def __iter__(self) -> Iterator[str]:

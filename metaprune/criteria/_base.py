@@ -1,7 +1,7 @@
 """What every criterion promises: one score a unit, larger means keep."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,35 +33,6 @@ class Calibration:
     def generator(self) -> torch.Generator:
         """A generator of the seed, on the CPU."""
         return torch.Generator().manual_seed(self.seed)
-
-
-class Computed(Mapping[str, Tensor]):
-    """A function of each of some weights, computed when it is asked for: no second copy of the network is held.
-
-    Args:
-        weights: Tensors by name.
-        names: Which of them.
-        function: What is wanted of one; must not change it.
-    """
-
-    def __init__(
-        self, weights: Mapping[str, Tensor], names: Iterable[str], function: Callable[[Tensor], Tensor]
-    ) -> None:
-        self.weights, self.names, self.function = weights, dict.fromkeys(names), function
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.names:
-            raise KeyError(name)
-        return self.function(self.weights[name].detach())
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 class Criterion(ABC):

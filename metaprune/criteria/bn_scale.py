@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from metaprune.criteria._base import CRITERIA, Calibration, Computed, Criterion, Scores
+from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
 from metaprune.errors import ConfigError
 from metaprune.graph import Network
 
@@ -25,7 +25,7 @@ class BnScale(Criterion):
             for path, module in network.model.named_modules()
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None
         ]
-        sums = network.sum_over_units(Computed(network.weights, names, torch.abs))
+        sums = network.sum_over_units(network.weights, names, torch.abs)
         scores = {
             axis.name: torch.stack([entry.total_U / max(entry.entries, 1) for entry in sums[axis.name]]).mean(0)
             for axis in network.axes

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaprune.criteria._base import CRITERIA, Calibration, Computed, Criterion, Scores
+from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
 from metaprune.graph import Network
 
 
@@ -20,7 +20,7 @@ def relative_norm(network: Network, power: int) -> Scores:
     def powers(weight: Tensor) -> Tensor:
         return weight.to(torch.float64, copy=True).abs_().pow_(power)
 
-    sums = network.sum_over_units(Computed(network.weights, names, powers))
+    sums = network.sum_over_units(network.weights, names, powers)
     scores = {}
     for axis in network.axes:
         if axis.prunable:

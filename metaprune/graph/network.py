@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -31,6 +31,7 @@ from metaprune.graph.why import Why, explain
 from metaprune.plans import Draft, Plan
 
 UNCHECKED_TOLERANCE = 1e-4
+PIECE = 1 << 22  # entries of a tensor that are worked on at once
 
 
 class Network:
@@ -109,20 +110,29 @@ class Network:
         content = [[axis.name, axis.size, axis.prunable, axis.bindings] for axis in self.axes]
         return hashlib.sha256(json.dumps([content, sorted(self.shapes.items())]).encode()).hexdigest()[:16]
 
-    def sum_over_units(self, tensors: Mapping[str, Tensor]) -> dict[str, list["UnitSums"]]:
+    def sum_over_units(
+        self,
+        tensors: Mapping[str, Tensor],
+        names: Iterable[str] | None = None,
+        of: Callable[[Tensor], Tensor] = lambda entries: entries,
+    ) -> dict[str, list["UnitSums"]]:
         """Add up entries of parameter-shaped tensors over the slices of every unit.
 
         Args:
             tensors: By parameter or buffer name, each in that parameter's shape; others are left out. Each is asked for
                 once, and not kept.
+            names: Which of them; all if None.
+            of: What to add up of every entry, e.g. its square. It is computed in pieces, and must not change them.
 
         Returns:
             For every axis, one entry a binding whose parameter is given.
         """
         sums: dict[str, list[UnitSums]] = {axis.name: [] for axis in self.axes}
+        chosen = set(tensors if names is None else names)
         for name, value in self._layout.trace.parameters.items():
-            if name in tensors:
-                for k, (dim, total_N) in enumerate(zip(value.dims, _totals(tensors[name]), strict=True)):
+            if name in chosen:
+                totals = _totals(tensors[name].detach(), of)
+                for k, (dim, total_N) in enumerate(zip(value.dims, totals, strict=True)):
                     for axis, entry in self._by_unit((name, k), dim, total_N, prod(self.shapes[name])):
                         sums[axis].append(entry)
         return sums
@@ -362,21 +372,26 @@ def trace(
     layout = build_layout(traced)
     for name, tensor in named_tensors(model).items():
         if tensor.device.type != "meta" and tensor.is_floating_point():
-            _require_numbers(name, tensor, infinite=not isinstance(tensor, nn.Parameter))
+            require_numbers(name, tensor, infinite=not isinstance(tensor, nn.Parameter))
     return Network(model, example_inputs, layout, *patterns)
 
 
-def _totals(tensor: Tensor) -> list[Tensor]:
-    """Sums of a tensor over all dimensions but one, for each dimension; float64, on the CPU."""
+def _totals(tensor: Tensor, of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Sums over all dimensions but one, for each dimension; float64, on the CPU."""
     if tensor.ndim < 2:
-        return [tensor.double().cpu()] * tensor.ndim
-    return [
-        tensor.sum([other for other in range(tensor.ndim) if other != k], dtype=torch.float64).cpu()
-        for k in range(tensor.ndim)
-    ]
+        return [of(tensor).double().cpu()] * tensor.ndim
+    rows = max(1, PIECE * len(tensor) // max(tensor.numel(), 1))
+    totals = [torch.zeros(size, dtype=torch.float64) for size in tensor.shape]
+    for start in range(0, len(tensor), rows):
+        piece = of(tensor[start : start + rows])
+        for k in range(tensor.ndim):
+            others = [other for other in range(tensor.ndim) if other != k]
+            here = totals[0][start : start + rows] if k == 0 else totals[k]
+            here += piece.sum(others, dtype=torch.float64).cpu()
+    return totals
 
 
-def _require_numbers(name: str, tensor: Tensor, *, infinite: bool) -> None:
+def require_numbers(name: str, tensor: Tensor, *, infinite: bool) -> None:
     """Weights are finite; buffers may hold infinities, as causal masks do."""
     wide = torch.float32 if tensor.dtype.itemsize < 4 else None
     if math.isfinite(tensor.detach().sum(dtype=wide)):  # then all entries are; else it may have overflown
