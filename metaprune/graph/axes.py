@@ -320,7 +320,7 @@ class Units:
             if a.shape[1] == b.shape[1] == 1 and a.all() and b.all():  # by far the most frequent case
                 open_N = ((a != b) & (self._is_free(a) | self._is_free(b)))[:, 0]
                 if open_N.any():
-                    self._union(a[open_N, 0], b[open_N, 0])
+                    self._union(a[open_N, 0], b[open_N, 0], reason)
                 return
             only_a, only_b = _difference(a, b), _difference(b, a)
             open_N = self._is_free(only_a).any(1) | self._is_free(only_b).any(1)  # frozen units alone need nothing

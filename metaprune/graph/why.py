@@ -236,7 +236,7 @@ class _Moves:
         axis, units = self.layout.axes[index], self.layout.trace.units
         (sample,) = np.flatnonzero((self.layout.axis_of == index) & (self.layout.rank_of == 0))[:1]
         start, root = self._start(axis, int(sample), binding)
-        frozen_at = self._frozen_at(units.reason_number(int(sample)))
+        frozen_at = self._frozen_at(int(units.reason_numbers(np.array([sample]))[0]))
         links: list[tuple[str, str, tuple[str, ...], bool]] = []
         came: dict[str, tuple[str, str, tuple[str, ...], bool]] = {}
         steps = {start: _Step(root)}
