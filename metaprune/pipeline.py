@@ -320,6 +320,7 @@ def prune(
         if plan_file is not None:
             decided.save(plan_file)
     with timed(seconds, "cut", step, "Cutting"):
+        network.check_weights()
         made = network.cut(decided)
         slim = made.module
     with timed(seconds, "verify", step, "Verifying"):

@@ -22,6 +22,7 @@ from metaprune.errors import ConfigError, InputError, UnsupportedModelError, did
 from metaprune.files import make_folder, write_atomically
 from metaprune.graph import Network, trace
 from metaprune.graph.network import require_numbers
+from metaprune.graph.select import Selection
 from metaprune.graph.surgery import Cut, numbers_left
 from metaprune.graph.trace import ExampleInputs
 from metaprune.graph.twin import copy_with, named_tensors
@@ -174,6 +175,8 @@ def choose(
     round_to: int | None = None,
     floor: float = 0.1,
     seed: int = 0,
+    freeze: Selection | None = None,
+    only: Selection | None = None,
     step: Callable[[str], None] = lambda description: None,
 ) -> Chosen:
     """Decide what to cut from a network whose weights are in files.
@@ -189,6 +192,8 @@ def choose(
         round_to: Likewise.
         floor: Likewise.
         seed: Likewise.
+        freeze: As for :func:`metaprune.trace`.
+        only: Likewise.
         step: Is told what begins.
 
     Raises:
@@ -203,7 +208,7 @@ def choose(
         raise ConfigError(f"a criterion must read weights alone here, but {criterion!r} needs data. Give {weighing}.")
     seconds: dict[str, float] = {}
     with timed(seconds, "trace", step, "Tracing the network"):
-        network = trace(_on_meta(model), example_inputs)
+        network = trace(_on_meta(model), example_inputs, freeze=freeze, only=only)
     with timed(seconds, "plan", step, "Choosing what to cut"):
         network.weights = stored = StoredWeights(Shards(weights), network)
         plan = decide(network, budget, criterion, allocator, round_to=round_to, seed=seed, floor=floor)

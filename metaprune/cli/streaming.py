@@ -13,6 +13,7 @@ from metaprune.cli.screen import Screen
 from metaprune.cli.summary import OUTCOME
 from metaprune.config import PruneOptions
 from metaprune.errors import ConfigError
+from metaprune.factory import import_rules
 from metaprune.files import write_atomically
 from metaprune.run import Run, check, seed_everything
 from metaprune.stream import Streamed, choose, parameters_on_meta
@@ -37,6 +38,7 @@ def stream_out(order: Order, screen: Screen) -> dict[str, Any]:
         with screen.watch() as watch:
             watch.step("Reading the network")
             seed_everything(options.seed)
+            import_rules(options.rules)
             with parameters_on_meta():
                 source = resolve_model(options.model, input_shape=options.input_shape, options=options.model_args)
             chosen = choose(
@@ -49,6 +51,8 @@ def stream_out(order: Order, screen: Screen) -> dict[str, Any]:
                 round_to=options.round_to,
                 floor=options.floor,
                 seed=options.seed,
+                freeze=options.freeze,
+                only=options.only,
                 step=watch.step,
             )
             with Run.open(

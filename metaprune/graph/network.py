@@ -1,5 +1,6 @@
 """A traced network: its axes, its cost, and what can be done to it."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -24,7 +25,7 @@ from metaprune.graph.record import Op, Trace, tensors_in
 from metaprune.graph.rules import find_rule
 from metaprune.graph.select import Selection, as_patterns, freeze_selected
 from metaprune.graph.surgery import Cut, cut
-from metaprune.graph.trace import ExampleInputs, trace_model
+from metaprune.graph.trace import ExampleInputs, random_like, trace_model
 from metaprune.graph.twin import named_tensors
 from metaprune.graph.verify import Verification, compare
 from metaprune.graph.why import Why, explain
@@ -32,6 +33,7 @@ from metaprune.plans import Draft, Plan
 
 UNCHECKED_TOLERANCE = 1e-4
 PIECE = 1 << 22  # entries of a tensor that are worked on at once
+COMPARED_INPUTS = 3  # random ones, for networks whose code reads what they have computed
 
 
 class Network:
@@ -226,13 +228,21 @@ class Network:
             InputError: The model holds no weights.
             UnsupportedModelError: A size that some code expects could not be brought in step; nothing has changed.
         """
+        self.check_weights()
+        return self.cut(plan).module
+
+    def check_weights(self) -> None:
+        """Refuse a model on the meta device.
+
+        Raises:
+            InputError: The model holds no weights.
+        """
         empty = [name for name, tensor in named_tensors(self.model).items() if tensor.is_meta]
         if empty:
             raise InputError(
                 f"a model must hold its weights to be cut, but {empty[0]!r} is on the meta device. Load the weights "
                 "first, or cut them from file to file with `metaprune.prune_files` (`metaprune prune --stream`)."
             )
-        return self.cut(plan).module
 
     def apply_optimizer(self, plan: Plan, slim: nn.Module, optimizer: Optimizer) -> Optimizer:
         """The optimizer of a training in progress, for the network that :meth:`apply` made.
@@ -272,9 +282,7 @@ class Network:
                     f"a network that {why} is compared with the masked one by numbers, but it is on the meta device. "
                     "Give it real weights and inputs."
                 )
-            error = compare(
-                self.model, made.module, self._layout, alive, self.example_inputs, tensors, "example inputs"
-            ).max_error
+            error = self._error(made.module, alive, tensors)
             if not error < UNCHECKED_TOLERANCE:
                 read = self._layout.trace.value_dependent
                 why = (
@@ -289,6 +297,18 @@ class Network:
                     f"the largest output.{why}"
                 )
         return made
+
+    def _error(self, slim: nn.Module, alive: Alive, tensors: Mapping[str, Tensor]) -> float:
+        """The largest error on the example inputs; and on other inputs, where they may take another way."""
+
+        def on(inputs: ExampleInputs, source: str) -> float:
+            return compare(self.model, slim, self._layout, alive, inputs, tensors, source).max_error
+
+        errors = [on(self.example_inputs, "example inputs")]
+        for seed in range(COMPARED_INPUTS if self._layout.trace.decides else 0):
+            with contextlib.suppress(UnsupportedModelError):  # the masked network makes calls that have no mask
+                errors.append(on(random_like(self.example_inputs, seed), "random inputs"))
+        return max(errors)
 
     def verify(self, plan: Plan, inputs: ExampleInputs | None = None, *, slim: nn.Module | None = None) -> Verification:
         """Compare the cut network with the masked one.

@@ -178,6 +178,8 @@ class Trace:
         failed_rules: Calls whose rule raised, which froze what they touch; each is a defect to report.
         own_rules: Calls that a rule of the user's was used for.
         value_dependent: Calls that turn numbers computed from the input into Python values or sizes.
+        decides: Python gets numbers that the network has computed, so that other inputs may take another way; some
+            were tried.
         real: Run on real tensors, because something failed on meta ones; `real_reason` says what.
         real_reason: That reason, or empty.
     """
@@ -197,6 +199,7 @@ class Trace:
     failed_rules: tuple[str, ...] = ()
     own_rules: tuple[str, ...] = ()
     value_dependent: tuple[str, ...] = ()
+    decides: bool = False
     real: bool = False
     real_reason: str = ""
 

@@ -174,6 +174,7 @@ class Tracer(TorchDispatchMode):
         self.frames: list[tuple[tuple[int, Source | None], ...]] = [()]
         self.failed_rules: list[str] = []
         self.own_rules: dict[str, None] = {}
+        self.left_torch: dict[str, None] = {}
         self.value_dependent: dict[str, None] = {}
         self.undecided_sizes: list[tuple[Op, Path, Dim]] = []
         self._find_rule = find_rule
@@ -188,10 +189,27 @@ class Tracer(TorchDispatchMode):
         if value is None:
             note = "a tensor that is no parameter, buffer or input of the network"
             known = tensor if tensor.device.type != "meta" and tensor.numel() <= KNOWN_LIMIT else None
+            if self.left_torch:  # it may have been computed from what left, so its numbers are those of this run alone
+                note, known = f"{note}, first seen in {self.where} after {next(iter(self.left_torch))}", None
             value = self._new(tensor, tuple(Dim(size, note=note) for size in tensor.shape), known=known)
             value.foreign = tensor
             self._foreign[id(tensor)] = value  # the user's own tensor: nothing is attached to it
         return value
+
+    @property
+    def where(self) -> str:
+        """The module that is running, for messages."""
+        return self.path[-1] or "the top level"
+
+    def leaves_torch(self, tensor: Tensor, name: str) -> None:
+        """Python or another library gets the numbers of a tensor, so what becomes of them cannot be followed."""
+        value = self.value(tensor)
+        if value.known is not None or value.foreign is not None:
+            return
+        call = f"Tensor.{name.strip('_')} at {self.where}"
+        self.left_torch[call] = self.value_dependent[call] = None
+        for dim in value.dims:
+            self.units.freeze(self.units.settle(dim), f"its numbers leave torch by {call}")
 
     def register(self, tensor: Tensor, dims: Dims, *, name: str = "", known: Tensor | None = None) -> Value:
         """Attach what is known to a tensor of this run."""
@@ -326,14 +344,19 @@ def _reads_values(func: Any, arguments: Mapping[str, Any]) -> bool:
     return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in tensors_in(indices))
 
 
+_LEAVING = {"numpy", "__array__", "tolist", "data_ptr", "__dlpack__", "storage"}
+
+
 class _Frames(TorchFunctionMode):
-    """Sees calls as Python makes them, where an integer still remembers its attribute."""
+    """Sees calls as Python makes them, where an integer still remembers its attribute, and what leaves torch."""
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self.tracer = tracer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _LEAVING and args and isinstance(args[0], Tensor):
+            self.tracer.leaves_torch(args[0], func.__name__)
         integers: list[tuple[int, Source | None]] = []
         _collect_integers((args, kwargs), integers)
         if not any(source for _, source in integers):
@@ -492,16 +515,20 @@ def _unused(trace: Trace) -> list[str]:
 
 
 def _run_further(tracer: Tracer, trace: Trace, model: nn.Module, example_inputs: ExampleInputs, *, real: bool) -> None:
-    """See what the first run left out: parts that only training uses, parts that other inputs reach."""
-    if not _unused(trace):
-        return
-    trace.further_ops += _one_more_run(tracer, model.train(), example_inputs, real=real)
+    """See what the first run left out: parts that only training uses, parts that other inputs reach.
+
+    Where Python reads numbers that the network has computed, its code may take another way for other inputs, which may
+    couple the same parameters in another manner: all ways that are seen hold at once.
+    """
+    if _unused(trace):
+        trace.further_ops += _one_more_run(tracer, model.train(), example_inputs, real=real)
+    trace.decides = bool(tracer.left_torch) or _reads_activations(trace)
     if not tracer.value_dependent:
         return
     for seed in range(FURTHER_INPUTS):
-        if not _unused(trace):
+        if not trace.decides and not _unused(trace):
             return
-        trace.further_ops += _one_more_run(tracer, model.eval(), _random_like(example_inputs, seed), real=real)
+        trace.further_ops += _one_more_run(tracer, model.eval(), random_like(example_inputs, seed), real=real)
     if _unused(trace):  # what these are coupled to is unknown, so what may be sent to them must stay
         _freeze_what_is_sent(tracer, trace)
 
@@ -520,7 +547,20 @@ def _one_more_run(tracer: Tracer, model: nn.Module, inputs: ExampleInputs, *, re
     return further
 
 
-def _random_like(item: Any, seed: int) -> Any:
+def _reads_activations(trace: Trace) -> bool:
+    """Python gets a number that was computed from an input and a floating-point parameter."""
+    fed = set(trace.inputs)
+    weighed = {value.index for value in trace.parameters.values() if value.parameter}
+    for op in trace.ops:
+        if op.name == "_local_scalar_dense" and fed.intersection(op.inputs) and weighed.intersection(op.inputs):
+            return True
+        for numbers in (fed, weighed):
+            if numbers.intersection(op.inputs):
+                numbers.update(op.outputs)
+    return False
+
+
+def random_like(item: Any, seed: int) -> Any:
     """Inputs of the same form: noise of the same spread, integers of the same range."""
     if isinstance(item, Tensor):
         generator = torch.Generator().manual_seed(seed)
@@ -532,9 +572,9 @@ def _random_like(item: Any, seed: int) -> Any:
         low, high = int(item.min()), int(item.max())
         return torch.randint(low, high + 1, item.shape, generator=generator).to(item.device, item.dtype)
     if isinstance(item, Mapping):
-        return {key: _random_like(entry, seed) for key, entry in item.items()}
+        return {key: random_like(entry, seed) for key, entry in item.items()}
     if isinstance(item, (list, tuple)):
-        return tuple(_random_like(entry, seed) for entry in item)
+        return tuple(random_like(entry, seed) for entry in item)
     return item
 
 

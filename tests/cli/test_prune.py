@@ -348,6 +348,9 @@ BAD: dict[str, tuple[list[str], int, list[str]]] = {
     "data of other classes": (
         [*DIGITS, "--model-arg", "num_classes=7", *IMAGES], 3, ["(2, 10)", "(2, 7)", "num_classes=10"]
     ),
+    "frozen module that is not there": ([*MLP, "--freeze", "layers.9"], 3, ["'layers.9'", "Did you mean 'layers"]),
+    "everything frozen": ([*MLP, "--freeze", "*"], 3, ["prunable axis", "metaprune inspect"]),
+    "rules that are not there": ([*MLP, "--rules", "my.rules"], 3, ["'my.rules' is none"]),
     "no budget": ([*MLP, "--budget", ""], 3, ["`--budget` must not be empty"]),
     "budget of 0": ([*MLP, "--budget", "macs=0"], 3, ["above 0", "'macs=0'"]),
     "negative budget": ([*MLP, "--budget", "macs=-1"], 3, ["above 0"]),

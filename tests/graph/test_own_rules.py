@@ -178,7 +178,7 @@ def test_a_rule_cannot_be_checked_on_meta_tensors() -> None:
     mp.register_rule(OP)(right)
     net = mp.trace(Net().to("meta"), IMAGE.to("meta"))
     with pytest.raises(UnsupportedModelError, match="compared with the masked one by numbers"):
-        net.apply(mp.plan(net, "params=0.6", criterion="random"))
+        net.cut(mp.plan(net, "params=0.6", criterion="random"))
 
 
 def test_an_op_without_a_fake_is_traced_on_real_tensors() -> None:
