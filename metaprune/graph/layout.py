@@ -209,8 +209,12 @@ def _without_kernels(layout: Layout) -> Layout:
 
 
 def _irregular(layout: Layout) -> list[Labels]:
-    """Label arrays in which two axes meet, but not every unit of one with every unit of the other, equally often."""
+    """Label arrays that do not pair every unit of each axis with every unit of the others, equally often.
+
+    What is frozen stays in any case, so only prunable axes count.
+    """
     bad, seen = [], set()
+    free = np.array([axis.prunable for axis in layout.axes] + [False], bool)  # the last one stands for no axis
     for value in (*layout.trace.parameters.values(), *layout.trace.values):
         for dim in value.dims:
             rows = layout.resolve(dim)
@@ -219,12 +223,13 @@ def _irregular(layout: Layout) -> list[Labels]:
             seen.add(id(rows))
             axes_NK = layout.axis_of[rows]
             for combination in np.unique(axes_NK, axis=0):
-                variables = combination[combination >= 0]
-                if len(variables) < 2 or not all(layout.axes[axis].prunable for axis in variables):
+                columns = np.flatnonzero(free[combination])
+                if not len(columns):
                     continue
-                here = rows[(axes_NK == combination).all(1)]
+                here = rows[(axes_NK == combination).all(1)][:, columns]
                 distinct, counts = np.unique(here, axis=0, return_counts=True)
-                if len(distinct) != np.prod([layout.axes[axis].size for axis in variables]) or len(set(counts)) > 1:
+                sizes = [layout.axes[axis].size for axis in combination[columns]]
+                if len(distinct) != np.prod(sizes) or len(set(counts.tolist())) > 1:
                     bad.append(here)
     return bad
 

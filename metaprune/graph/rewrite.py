@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from metaprune.errors import UnsupportedModelError
 from metaprune.graph.adapt import SizedMultiheadAttention
 from metaprune.graph.axes import Alive, Dim, Labels
 from metaprune.graph.check import size_left
@@ -122,6 +123,8 @@ class _Rewriter:
             name = value.name
             if not name:
                 assert value.foreign is not None, value
+                if value.foreign.device.type == "meta":
+                    raise UnsupportedModelError("the numbers of a tensor that the forward makes are not known.")
                 name = f"{CONSTANT}{number}"
                 self.slim.register_buffer(name, value.foreign.detach().clone(), persistent=True)
             self.nodes[number] = self.graph.get_attr(name)
@@ -217,9 +220,9 @@ class _Rewriter:
         assert grid is not None
         assert grid.direction is not None
         # The input with the dimensions of the grid as one, then the positions of each part along it.
-        first = next(k for k, dim in enumerate(value.dims) if dim.grid is grid)
+        places_of_grid = [k for k, dim in enumerate(value.dims) if dim.grid is grid]
+        first, behind = places_of_grid[0], places_of_grid[-1] + 1  # dimensions of size 1 may lie in between
         sizes = [None if dim.grid is grid else self._size(op, k) for k, dim in enumerate(value.dims)]
-        behind = first + len(grid.sizes)
         whole = self.layout.count(_labels(grid.dim), self.alive)
         flat = self.graph.call_function(
             torch.ops.aten.reshape.default, (self._node(op.inputs[0]), [*sizes[:first], whole, *sizes[behind:]])
@@ -230,7 +233,8 @@ class _Rewriter:
         parts = []
         for index in range(grid.sizes[grid.direction]):
             part = self._taken(flat, first, places[index][kept[index]], f"{CONSTANT}{op.index}_{index}")
-            inner = [size_left(self.layout, self.alive, op, dim) for dim in grid.picked[index]]
+            left = iter([size_left(self.layout, self.alive, op, dim) for dim in grid.picked[index]])
+            inner = [next(left) if sizes[k] is None else 1 for k in range(first, behind) if k != at]
             shape = [*sizes[:first], *inner, *sizes[behind:]]
             parts.append(self.graph.call_function(torch.ops.aten.reshape.default, (part, shape)))
         self.bundles[op.outputs[0]] = Bundle(parts, at)

@@ -83,6 +83,7 @@ def cut(
         )
     try:
         parts = sliced_copy(model, layout, alive, tensors)
+        _set_attributes(parts, _new_attributes(layout, alive, agreed=False))
         slim, same_calls = rewritten(model, parts, layout, alive, example_inputs)
         _set_standard_attributes(slim)
         if same_calls:
@@ -145,8 +146,8 @@ def like(original: Tensor, data: Tensor) -> Tensor:
     return data.requires_grad_(original.requires_grad)
 
 
-def _new_attributes(layout: Layout, alive: Alive) -> dict[Source, int]:
-    """Attributes that hold a size which changes, with the new size."""
+def _new_attributes(layout: Layout, alive: Alive, *, agreed: bool = True) -> dict[Source, int]:
+    """Attributes that hold a size which changes, with the new size; if `agreed`, all calls must want the same."""
     new: dict[Source, tuple[int, Op]] = {}
     for op in (*layout.trace.ops, *layout.trace.further_ops):
         for name, labels_NK in op.attributes.items():
@@ -156,7 +157,7 @@ def _new_attributes(layout: Layout, alive: Alive) -> dict[Source, int]:
             wanted = -left if size.value < 0 else left
             for source in _sources(op, path, size.value):
                 known, first = new.setdefault(source, (wanted, op))
-                if known != wanted:
+                if agreed and known != wanted:
                     raise UnsupportedModelError(
                         f"attribute {source} must hold one size, but would become {known} for {first} and {wanted} for "
                         f"{op}."

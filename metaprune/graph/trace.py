@@ -275,7 +275,7 @@ class Tracer(TorchDispatchMode):
         outputs = tensors_in(out)
         knowns = tensors_in(known) if known is not None else [None] * len(outputs)
         for tensor, tensor_dims, numbers in zip(outputs, dims, knowns, strict=True):
-            written = any(tensor is other for other in inputs)
+            written = op.func._schema.is_mutable and any(tensor is other for other in inputs)
             value = self.register(tensor, tensor_dims, known=numbers)
             op.allocates = op.allocates and value.storage not in shared
             if written and op.func._schema.name not in _SAME_NUMBERS:  # whatever shares the memory changed with it
@@ -345,6 +345,8 @@ def _reads_values(func: Any, arguments: Mapping[str, Any]) -> bool:
 
 
 _LEAVING = {"numpy", "__array__", "tolist", "data_ptr", "__dlpack__", "storage"}
+_INDEXES = {Tensor.__getitem__, Tensor.__setitem__}
+_FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
 
 
 class _Frames(TorchFunctionMode):
@@ -357,6 +359,10 @@ class _Frames(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in _LEAVING and args and isinstance(args[0], Tensor):
             self.tracer.leaves_torch(args[0], func.__name__)
+        if func in _FROM_NUMBERS:
+            return _from_numbers(func, args, kwargs or {})
+        if func in _INDEXES and args[0].device.type == "meta":
+            args = (args[0], _index_of(args[1]), *args[2:])
         integers: list[tuple[int, Source | None]] = []
         _collect_integers((args, kwargs), integers)
         if not any(source for _, source in integers):
@@ -366,6 +372,25 @@ class _Frames(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         finally:
             self.tracer.frames.pop()
+
+
+def _from_numbers(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    """A tensor made of Python numbers: on the meta device they would be lost, so it is made elsewhere and moved."""
+    of_tensor = func is Tensor.new_tensor
+    device = kwargs.get("device") or (args[0].device if of_tensor else None)
+    if device is None or torch.device(device).type != "meta" or tensors_in(args[int(of_tensor) :]):
+        return func(*args, **kwargs)
+    made: Tensor = func(*args, **{**kwargs, "device": "cpu"})
+    return made.to("meta")
+
+
+def _index_of(item: Any) -> Any:
+    """An index whose lists of numbers are tensors that keep them."""
+    if isinstance(item, tuple):
+        return tuple(map(_index_of, item))
+    if isinstance(item, list) and item and not tensors_in(item) and not any(isinstance(k, slice) for k in item):
+        return torch.tensor(item)
+    return item
 
 
 def _collect_integers(item: Any, into: list[tuple[int, Source | None]]) -> None:
@@ -613,7 +638,8 @@ def _register_parameters(
         constant = not parameter and not original.is_floating_point() and not original.is_complex()
         constant = constant or (isinstance(model, torch.fx.GraphModule) and name.startswith(CONSTANT))
         known = original if constant and original.device.type != "meta" and original.numel() <= KNOWN_LIMIT else None
-        dims = tuple(tracer.units.dim(size) for size in tensor.shape)
+        masked = original.is_floating_point() or original.is_complex()  # integers and truth values are never masked
+        dims = tuple(tracer.units.dim(size, zero=masked) for size in tensor.shape)
         values[name] = tracer.register(tensor, dims, name=name, known=known)
         values[name].parameter = parameter
         inside = next((path for path in scripted if not path or name.startswith(f"{path}.")), None)

@@ -121,10 +121,14 @@ def kept_positions(dense: nn.Module, slim: nn.Module) -> Kept:
     """
     before, after = named(dense), named(slim)
     constants = {name for name in after if name.startswith("constant_")}  # what a rewritten network holds besides
-    if set(before) != set(after) - constants:
+    held = {id(before[name]) for name in after if name in before}
+    aliases = {name for name in before if name not in after and id(before[name]) in held}  # a rewritten network has one
+    if set(before) != (set(after) - constants) | aliases:
         raise WrongNetwork(f"other names: {sorted(set(before) ^ set(after))}")
     found: Kept = {}
     for name, tensor in before.items():
+        if name in aliases:
+            continue
         full, part = tensor.detach().double().numpy(), after[name].detach().double().numpy()
         if after[name].dtype != tensor.dtype:
             raise WrongNetwork(f"{name} has become {after[name].dtype}")

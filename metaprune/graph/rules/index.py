@@ -15,7 +15,7 @@ def embedding(call: Call) -> Dims:
     """weight (V, D) looked up by integers: rows are named by value, so they stay."""
     rows, features = call.dims(call["weight"])
     call.freeze(rows, reason=f"rows are looked up by value in {call.where}")
-    return (*call.dims(call["indices"]), features)
+    return (*not_zero(call.dims(call["indices"])), features)
 
 
 @rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
@@ -60,11 +60,13 @@ def _picked(call: Call, dim: Dim, index: Tensor) -> Dims:
     known = call.known(index)
     if known is None or dim.labels_NK is None or index.ndim != 1:
         call.freeze(dim, reason=f"positions are looked up by value in {call.where}")
-        return call.dims(index)
-    made = call.units.take(dim, known.numpy().astype(np.int64), call.where)
+        return not_zero(call.dims(index))
     own = call.dims(index)[0]
-    if own.labels_NK is not None:  # a buffer that holds the order: it shrinks with what it picks
-        made = with_zero(call.unify(made, own), made.zero)
+    if own.labels_NK is None and own.size != 1:
+        call.freeze(dim, reason=f"positions are picked by a constant of the code in {call.where}")
+        return (Dim(own.size),)
+    made = call.units.take(dim, known.numpy().astype(np.int64), call.where)
+    made = with_zero(call.unify(made, own), made.zero)  # a buffer shrinks with what it picks
     call.looks_up(index, dim)
     return (made,)
 
@@ -125,7 +127,7 @@ def index_add(call: Call) -> Dims:
 
 @rule("one_hot")
 def one_hot(call: Call) -> Dims:
-    dims = call.dims(call["self"])
+    dims = not_zero(call.dims(call["self"]))
     return (*dims, Dim(output(call).shape[-1]))
 
 

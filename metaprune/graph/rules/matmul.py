@@ -30,12 +30,20 @@ def contract(call: Call, operands: Sequence[Tensor], terms: Sequence[str], resul
 
 
 def _count(call: Call, joined: dict[str, Dim], terms: Sequence[str], result: str) -> None:
-    """Operands are multiplied in from left to right; a letter is summed over once nothing else needs it."""
-    running = set(terms[0])
-    for k, term in enumerate(terms[1:], start=2):
-        running |= set(term)
-        call.macs(*(dim for letter, dim in joined.items() if letter in running))
-        running &= set(result).union(*terms[k:])
+    """Operands are multiplied in from left to right; a letter is summed over once nothing else needs it.
+
+    What one operand alone has is summed over before, and a product that sums over nothing is pointwise.
+    """
+    running: set[str] = set()
+    for k, term in enumerate(terms):
+        later = set(result).union(*terms[k + 1 :])
+        summed = (running & set(term)) - later
+        running |= {letter for letter in term if letter in later or letter in running}
+        if call.op.name == "einsum":
+            summed = {letter for letter in summed if joined[letter].size > 1}
+        if summed:
+            call.macs(*(dim for letter, dim in joined.items() if letter in running))
+        running &= later
 
 
 def _add(call: Call, product: Dims, addend: Dims) -> Dims:

@@ -14,6 +14,14 @@ def _scaled(call: Call, dim: Dim, *tensors: Tensor | None) -> Dim:
     return call.unify(dim, *given)
 
 
+def _zeroed(call: Call) -> bool:
+    """Weight and bias of a masked position are zero, whatever the norm gives for it."""
+    weight, bias = call.get("weight"), call.get("bias")
+    return weight is not None and all(
+        is_zero(call.dims(tensor)[-1]) for tensor in (weight, bias) if tensor is not None
+    )
+
+
 def _shifts(call: Call) -> bool:
     """The norm adds something, so that zeros do not stay zero."""
     return call.get("bias") is not None or call.get("running_mean") is not None
@@ -36,9 +44,8 @@ def batch_norm(call: Call) -> Dims | list[Dims]:
     stored = not call.get("training") and call.get("running_mean") is not None
     if not stored and "no_training" not in call.op.name:
         call.statistics_over(*(dim for k, dim in enumerate(x) if k != at))
-    # A masked channel has weight and bias zero; without them it stays zero only if nothing is subtracted.
-    zero = (call["weight"] is not None and call["bias"] is not None) or (zero and not _shifts(call))
-    x[at] = with_zero(x[at], zero)
+    # Without weight and bias of zero it stays zero only if nothing is subtracted.
+    x[at] = with_zero(x[at], _zeroed(call) or (zero and not _shifts(call)))
     call.module_attribute("num_features", x[at])
     return _with_statistics(call, _others(x, {at}, not _shifts(call)))
 
@@ -52,8 +59,7 @@ def instance_norm(call: Call) -> Dims:
     if call["use_input_stats"]:
         call.statistics_over(*x[2:])
     # The mean of a masked channel is zero, unless it was stored.
-    zero = (call["weight"] is not None and call["bias"] is not None) or (zero and not _shifts(call))
-    x[1] = with_zero(x[1], zero)
+    x[1] = with_zero(x[1], _zeroed(call) or (zero and not _shifts(call)))
     call.module_attribute("num_features", x[1])
     return tuple(_others(x, {1}, not _shifts(call)))
 
@@ -64,11 +70,11 @@ def layer_norm(call: Call) -> Dims | list[Dims]:
     x = list(call.dims(call["input"]))
     rank = len(call["normalized_shape"])
     affine = [tensor for tensor in (call.get("weight"), call.get("bias")) if tensor is not None]
-    normed = set(range(len(x) - rank, len(x)))
+    normed, zeroed = set(range(len(x) - rank, len(x))), _zeroed(call)
     for k, at in enumerate(sorted(normed)):
         zero = is_zero(x[at]) and "rms" in call.op.name
         x[at] = call.unify(x[at], *(call.dims(tensor)[k] for tensor in affine))
-        x[at] = with_zero(x[at], bool(affine) or zero)
+        x[at] = with_zero(x[at], zeroed or zero)
         call.statistics_over(x[at])
         call.counts("normalized_shape", x[at], k)
     return _with_statistics(call, _others(x, normed, not _shifts(call)))
@@ -82,7 +88,7 @@ def group_norm(call: Call) -> Dims | list[Dims]:
     """
     x = list(call.dims(call["input"]))
     name = "num_groups" if "num_groups" in call.arguments else "group"
-    x[1] = with_zero(_scaled(call, x[1], call["weight"], call["bias"]), call["weight"] is not None)
+    x[1] = with_zero(_scaled(call, x[1], call["weight"], call["bias"]), _zeroed(call))
     call.statistics_over(*x[2:])
     if x[1].labels_NK is not None:
         group, inside = call.split(x[1], [call[name], x[1].size // call[name]])

@@ -27,6 +27,7 @@ def recurrent(call: Call) -> list[Dims]:
     hidden = call.units.dim(call.dims(params[1])[0].size // gates)
     out = call.units.dim(call.dims(params[1])[1].size) if projected else hidden
     steps, batch = (x[1], x[0]) if call["batch_first"] else (x[0], x[1])
+    call.freeze(steps, reason=f"steps follow one another in {call.where}")
     below = x[2]
     for layer in range(call["num_layers"]):
         for direction in range(directions):

@@ -252,7 +252,9 @@ def roll(call: Call) -> Dims:
         return fixed(output(call).shape)
     for k, (shift, at) in enumerate(zip(call["shifts"], dims_list(call["dims"], len(dims)))):
         dim = dims[at]
-        call.constants["shifts", k] = shift = shift % dim.size
+        if not 0 <= shift <= dim.size:
+            shift %= dim.size
+        call.constants["shifts", k] = shift
         call.counts("shifts", _rows(dim, dim.size - shift, dim.size), k)
         dims[at] = call.units.take(dim, np.roll(np.arange(dim.size), shift), call.where)
     return tuple(dims)
