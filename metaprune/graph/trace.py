@@ -267,23 +267,24 @@ class Tracer(TorchDispatchMode):
         except Exception as error:  # a rule that meets the unforeseen must not guess
             self.failed_rules.append(f"{op}: {type(error).__name__}: {error}")
             dims = _unknown(call, f"could not be followed ({type(error).__name__}: {error})")
-        self._record(op, tensors, out, dims, known)
+        self._record(op, arguments, out, dims, known)
         return out
 
-    def _record(self, op: Op, inputs: list[Tensor], out: Any, dims: list[Dims], known: Any) -> None:
-        shared = {self.value(tensor).storage for tensor in inputs}
+    def _record(self, op: Op, arguments: Mapping[str, Any], out: Any, dims: list[Dims], known: Any) -> None:
+        shared = {self.value(tensor).storage for argument in arguments.values() for tensor in tensors_in(argument)}
         outputs = tensors_in(out)
         knowns = tensors_in(known) if known is not None else [None] * len(outputs)
+        written = [] if op.func._schema.name in _SAME_NUMBERS else _written(op.func, arguments)
+        storages = {self.value(tensor).storage for tensor in written}
         for tensor, tensor_dims, numbers in zip(outputs, dims, knowns, strict=True):
-            written = op.func._schema.is_mutable and any(tensor is other for other in inputs)
             value = self.register(tensor, tensor_dims, known=numbers)
             op.allocates = op.allocates and value.storage not in shared
-            if written and op.func._schema.name not in _SAME_NUMBERS:  # whatever shares the memory changed with it
-                for other in self._in_storage[value.storage]:
-                    other.known = None
-                    if other is not value:
-                        other.dims = tuple(_no_longer_zero(dim) for dim in other.dims)
         op.outputs = tuple(self.value(tensor).index for tensor in outputs)
+        for storage in storages:  # whatever shares the memory changed with it
+            for other in self._in_storage[storage]:
+                other.known = None
+                if other.index not in op.outputs:
+                    other.dims = tuple(_no_longer_zero(dim) for dim in other.dims)
         op.result = self.refs(out)
         self.ops.append(op)
 
@@ -316,6 +317,12 @@ class Tracer(TorchDispatchMode):
         except Exception:  # a constant that cannot be followed is one whose numbers are not known
             return None
         return out if all(tensor.numel() <= KNOWN_LIMIT for tensor in tensors_in(out)) else None
+
+
+def _written(func: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
+    """The arguments that a call writes into, whether it returns them or not."""
+    named = [item.name for item in func._schema.arguments if item.alias_info and item.alias_info.is_write]
+    return [tensor for name in named for tensor in tensors_in(arguments[name])]
 
 
 _VALUE_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}

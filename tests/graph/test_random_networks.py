@@ -21,7 +21,8 @@ from tests.graph.random_networks import BLOCKS, Program, Step, draw_program, pro
 
 TOLERANCE = 1e-9  # of the largest output, in float64
 COUNTED_BY_NOBODY = {"recurrent", "bilinear"}  # torch's counter does not know them
-COUNTED_OTHERWISE = {"mv", "addbmm", "batch_gram"}  # as what they are made of, or pointwise where a size is 1
+COUNTED_OTHERWISE = {"mv", "dot", "addbmm", "batch_gram", "einsum_outer", "einsum_three", "einsum_sum"}
+REORDERED = {"roll_all", "rotary", "stack_unbind", "ones_cat", "shift", "swap"}  # with ``move``
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 quiet = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None, print_blob=False)
@@ -99,10 +100,11 @@ def units_change_places(drawn: Drawn) -> None:
         learnt = oracle.positions_of_units(drawn.net, drawn.model)
     except UnsupportedModelError as error:
         raise Refused(str(error)) from error
-    padded = any(step.options.get("way", "").startswith("pad") for step in drawn.program.steps)
+    names = {step.options.get("name") for step in drawn.program.steps}
+    moved = bool(names & REORDERED) or any(step.block == "move" for step in drawn.program.steps)
     for axis in drawn.net.axes:
-        if padded and any(len(at) > 1 for units in learnt.get(axis.name, {}).values() for at in units.values()):
-            continue  # a constant may be the first of two positions in one unit, and the second in another
+        if moved and any(len(at) > 1 for units in learnt.get(axis.name, {}).values() for at in units.values()):
+            continue  # which of two positions of one unit goes with which of another cannot be told
         floating = all(oracle.named(drawn.model)[name].is_floating_point() for name, _ in axis.bindings)
         if axis.name in learnt and floating:
             order = np.roll(np.random.default_rng(0).permutation(axis.size), 1)

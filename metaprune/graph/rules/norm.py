@@ -17,9 +17,7 @@ def _scaled(call: Call, dim: Dim, *tensors: Tensor | None) -> Dim:
 def _zeroed(call: Call) -> bool:
     """Weight and bias of a masked position are zero, whatever the norm gives for it."""
     weight, bias = call.get("weight"), call.get("bias")
-    return weight is not None and all(
-        is_zero(call.dims(tensor)[-1]) for tensor in (weight, bias) if tensor is not None
-    )
+    return weight is not None and all(is_zero(call.dims(tensor)[-1]) for tensor in (weight, bias) if tensor is not None)
 
 
 def _shifts(call: Call) -> bool:
