@@ -3202,3 +3202,46 @@ class einsum_of_sums(nn.Module):
 
     def forward(self, x):
         return self.out(torch.einsum("ni,ij->ni", self.a(x), self.weight))
+
+
+@case(image(), stuck="a.weight:0")
+class batch_norm_scaled_from_one_summed(nn.Module):
+    """A masked channel is scaled by one, not by zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = conv(3, 6), nn.Linear(36, 3)
+        self.gamma, self.beta = nn.Parameter(torch.zeros(6)), nn.Parameter(torch.zeros(6))
+        self.register_buffer("running_mean", torch.zeros(6))
+        self.register_buffer("running_var", torch.ones(6))
+
+    def forward(self, x):
+        x = torch.sigmoid(self.a(x))
+        x = F.batch_norm(x, self.running_mean, self.running_var, 1 + self.gamma, self.beta)
+        return self.out(x.sum(1).flatten(1))
+
+
+@case(flat())
+class padded_then_viewed(nn.Module):
+    """Rows and columns of the view do not meet in every pair, because some of its positions are padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(8, 12, bias=False), nn.Linear(144, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        grid = F.pad(x, (2, 1)).reshape(len(x), 3, 5)
+        return self.out((x[:, None] * x[:, :, None]).flatten(1)) + 0 * grid.sum((1, 2))[:, None]
+
+
+@case(flat(), free="a.weight:0")
+class rolled_by_a_literal(nn.Module):
+    """Whatever leaves, the shift is the number of positions left behind the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x).roll(2, 1))
