@@ -1346,7 +1346,7 @@ RARE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@block("rare", (1, 2, 3), lambda c, s: {"name": c.one(list(RARE))}, weight=25)
+@block("rare", (1, 2, 3), lambda c, s: {"name": c.one(list(RARE))}, weight=14)
 def rare(shapes: list[Shape], name: str) -> nn.Module:
     return Apply(lambda self, x: RARE[name](x))
 
@@ -1379,7 +1379,7 @@ def draw_program(choose: Choose, longest: int = 10) -> Program:
         ties = ((weighted[0], choose.one(weighted[1:])),)
     form, head = (
         choose.one(("tuple", "dict", "list")),
-        choose.one((*["pooled"] * 4, "linear", "linear", "summed", "summed", "raw")),
+        choose.one((*["pooled"] * 4, "linear", "linear", "summed", "raw")),
     )
     return Program(inputs, tuple(steps), tuple(outputs), form, head, ties)
 
