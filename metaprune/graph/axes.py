@@ -156,6 +156,7 @@ class Units:
         self._count = 1
         self._reasons = [""]
         self._kinds: dict[int, str] = {}
+        self._any_defined = False
         self.proof = Proof()
 
     def __len__(self) -> int:
@@ -182,6 +183,8 @@ class Units:
     def resolve(self, labels_NK: Labels) -> Labels:
         """The same labels in basic units, merged units replaced by one representative; each row a set."""
         out = self._find(labels_NK)
+        if not self._any_defined:
+            return _as_sets(out) if out.shape[1] > 1 else out
         while (defined := self._left[out] != 0).any():
             columns = []
             for column_N, mask_N in zip(out.T, defined.T):
@@ -306,8 +309,10 @@ class Units:
 
     def _find(self, units: Labels) -> Labels:
         root = self._parent[units]
-        while ((up := self._parent[root]) != root).any():
-            root = up
+        if not ((up := self._parent[root]) != root).any():
+            return root
+        while (up != root).any():
+            root, up = up, self._parent[up]
         self._parent[units] = root
         return root
 
@@ -365,6 +370,7 @@ class Units:
 
     def _define(self, unit_N: npt.NDArray[np.int64], by_NK: Labels, why: str) -> None:
         """Define each unit as the conjunction of the others in its row (at least two), in their order."""
+        self._any_defined = True
         unit_N, first = np.unique(unit_N, return_index=True)
         by_NK = by_NK[first]
         ready = ~np.isin(unit_N, by_NK)  # a unit that helps to define another waits, or a circle could close

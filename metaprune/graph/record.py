@@ -210,17 +210,25 @@ _PLAIN_TYPES = frozenset(_PLAIN)
 
 def tensors_in(item: Any) -> list[Tensor]:
     """All tensors inside nested containers and dataclasses, in order."""
+    found: list[Tensor] = []
+    _gather(item, found)
+    return found
+
+
+def _gather(item: Any, into: list[Tensor]) -> None:
     if type(item) in _PLAIN_TYPES:
-        return []
+        return
     if isinstance(item, Tensor):
-        return [item]
-    if isinstance(item, (list, tuple)):
-        return [tensor for entry in item for tensor in tensors_in(entry)]
-    if isinstance(item, Mapping):
-        return [tensor for entry in item.values() for tensor in tensors_in(entry)]
-    if is_dataclass(item) and not isinstance(item, type):
-        return [tensor for entry in fields(item) for tensor in tensors_in(getattr(item, entry.name))]
-    return []
+        into.append(item)
+    elif isinstance(item, (list, tuple)):
+        for entry in item:
+            _gather(entry, into)
+    elif isinstance(item, (dict, Mapping)):
+        for entry in item.values():
+            _gather(entry, into)
+    elif is_dataclass(item) and not isinstance(item, type):
+        for part in fields(item):
+            _gather(getattr(item, part.name), into)
 
 
 def refs_in(item: Any) -> list[int]:
