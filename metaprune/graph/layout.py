@@ -80,13 +80,7 @@ class Layout:
 
     def _polynomial(self, labels_NK: Labels) -> Polynomial:
         axes_NK = np.sort(self.axis_of[labels_NK], axis=1)
-        places = len(self.axes) + 1
-        if axes_NK.shape[1] * np.log2(places) < 63:  # a combination fits into one number
-            numbers_N = (axes_NK + 1) @ places ** np.arange(axes_NK.shape[1])
-            _, first, counts = np.unique(numbers_N, return_index=True, return_counts=True)
-            combinations = axes_NK[first]
-        else:
-            combinations, counts = np.unique(axes_NK, axis=0, return_counts=True)
+        combinations, counts = _distinct_rows(axes_NK)
         out: Polynomial = {}
         for row, count in zip(combinations.tolist(), counts.tolist()):
             variables = tuple(axis for axis in row if axis >= 0)
@@ -208,6 +202,16 @@ def _without_kernels(layout: Layout) -> Layout:
     return replace(layout, axes=tuple(layout.axes[k] for k in keep), axis_of=number[layout.axis_of])
 
 
+def _distinct_rows(rows_NK: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Each row once, and how often it occurs; entries of at least -1."""
+    places, depth = int(rows_NK.max(initial=0)) + 2, rows_NK.shape[1]
+    if places**depth >= 2**63:
+        return np.unique(rows_NK, axis=0, return_counts=True)
+    numbers_N = (rows_NK + 1) @ places ** np.arange(depth)  # a row as one number, because rows are slow to sort
+    _, first, counts = np.unique(numbers_N, return_index=True, return_counts=True)
+    return rows_NK[first], counts
+
+
 def _irregular(layout: Layout) -> list[Labels]:
     """Label arrays that do not pair every unit of each axis with every unit of the others, equally often.
 
@@ -222,12 +226,12 @@ def _irregular(layout: Layout) -> list[Labels]:
                 continue
             seen.add(id(rows))
             axes_NK = layout.axis_of[rows]
-            for combination in np.unique(axes_NK, axis=0):
+            for combination in _distinct_rows(axes_NK)[0]:
                 columns = np.flatnonzero(free[combination])
                 if not len(columns):
                     continue
                 here = rows[(axes_NK == combination).all(1)][:, columns]
-                distinct, counts = np.unique(here, axis=0, return_counts=True)
+                distinct, counts = _distinct_rows(here)
                 sizes = [layout.axes[axis].size for axis in combination[columns]]
                 if len(distinct) != np.prod(sizes) or len(set(counts.tolist())) > 1:
                     bad.append(here)
