@@ -10,6 +10,7 @@
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +114,9 @@ def _from_torchvision(name: str, options: dict[str, Any]) -> _Found:
     models = _import_extra("torchvision").models
     if name not in models.list_models():
         raise ConfigError(f"torchvision has no model {name!r}.{did_you_mean(name, models.list_models())}")
-    module = _call(f"torchvision:{name}", models.get_model, {"name": name, "weights": None, **options})
+    builder = models.get_model_builder(name)
+    parts = [part for part in ("weights", "weights_backbone") if part in inspect.signature(builder).parameters]
+    module = _call(f"torchvision:{name}", builder, {**dict.fromkeys(parts), **options})  # downloads unless told None
     return _Found(module, _random(2, 3, 224, 224))
 
 
