@@ -17,12 +17,14 @@ from torch import Tensor, fx, nn
 
 from metaprune.errors import UnsupportedModelError
 from metaprune.graph.adapt import SizedMultiheadAttention
+from metaprune.graph.attributes import new_attributes, set_attributes, sources
 from metaprune.graph.axes import Alive, Dim, Labels
 from metaprune.graph.check import size_left
 from metaprune.graph.layout import Layout
 from metaprune.graph.record import Dims, ModuleCall, Op, Path, Ref, Trace, refs_in
 from metaprune.graph.rules import find_rule
 from metaprune.graph.trace import CONSTANT, ExampleInputs, trace_model
+from metaprune.graph.twin import named_tensors
 
 Affine = tuple[int, int]  # (a, b): a * batch + b
 
@@ -84,9 +86,28 @@ class _Rewriter:
                 index += 1
         self.graph.output(self._nodes(self.trace.result))
         module = fx.GraphModule(self.slim, self.graph, class_name=type(self.model).__name__)
+        self._complete(module)
         for name, part in module.named_modules():
             part.training = self.slim.get_submodule(name).training
         return module
+
+    def _complete(self, module: nn.Module) -> None:
+        """Add the tensors that no call names: those that nothing uses, and further names of tied ones."""
+        there = named_tensors(module)
+        for name, tensor in named_tensors(self.slim).items():
+            if name in there:
+                continue
+            path, _, leaf = name.rpartition(".")
+            holder = module
+            for part in path.split(".") if path else ():
+                if not hasattr(holder, part):
+                    holder.add_module(part, nn.Module())
+                holder = getattr(holder, part)
+            if isinstance(tensor, nn.Parameter):
+                holder.register_parameter(leaf, tensor)
+            else:
+                hidden = leaf in self.slim.get_submodule(path)._non_persistent_buffers_set
+                holder.register_buffer(leaf, tensor, persistent=not hidden)
 
     def _placeholders(self) -> None:
         args, kwargs = self.trace.given
@@ -153,17 +174,33 @@ class _Rewriter:
         return self._device
 
     def _is_leaf(self, call: ModuleCall) -> bool:
-        """A layer of torch without parts of its own, called with tensors, that can be called again as it is."""
+        """A layer of torch without parts of its own, or a BatchNorm of any class, that can be called again as it is."""
         if call.start == call.stop:
             return False
         module = self.slim.get_submodule(call.path)
         own = type(module).__module__.startswith("torch.nn.modules") and not list(module.children())
+        own = own or isinstance(module, nn.modules.batchnorm._BatchNorm)  # it must know training from evaluation
         hooks = module._forward_hooks or module._forward_pre_hooks
         inner = {number for op in self.trace.ops[call.start : call.stop] for number in op.outputs}
         given = set(refs_in(call.result))
         later = {number for op in self.trace.ops[call.stop :] for number in op.inputs} | set(self.trace.outputs)
         whole = not (inner - given) & later
-        return own and not hooks and whole and not isinstance(module, SizedMultiheadAttention)
+        return own and not hooks and whole and not isinstance(module, SizedMultiheadAttention) and self._fits(call)
+
+    def _fits(self, call: ModuleCall) -> bool:
+        """Bring the sizes that a layer holds in step; False where it has them from elsewhere."""
+        ops = self.trace.ops[call.start : call.stop]
+        try:
+            new = new_attributes(self.layout, self.alive, ops)
+        except UnsupportedModelError:
+            return False
+        for op in ops:
+            for path, size in op.sizes.items():
+                changed = self.layout.count(size.labels_NK, self.alive) != abs(size.value)
+                if changed and [source.module for source in sources(op, path, size.value)] != [call.path]:
+                    return False
+        set_attributes(self.slim, new)
+        return True
 
     def _layer(self, call: ModuleCall) -> None:
         node = self.graph.call_module(call.path, self._nodes(call.args), self._nodes(call.kwargs))

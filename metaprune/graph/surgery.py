@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from metaprune.errors import UnsupportedModelError
 from metaprune.graph.adapt import adapt
+from metaprune.graph.attributes import new_attributes, set_attributes
 from metaprune.graph.axes import Alive, Labels
 from metaprune.graph.check import check_calls
 from metaprune.graph.layout import Layout
-from metaprune.graph.record import Op, Path, Source, Value
+from metaprune.graph.record import Value
 from metaprune.graph.rewrite import rewritten
 from metaprune.graph.rules import find_rule
 from metaprune.graph.trace import ExampleInputs, trace_model
@@ -70,7 +71,7 @@ def cut(
     """
     try:
         slim = sliced_copy(model, layout, alive, tensors)
-        _set_attributes(slim, _new_attributes(layout, alive))
+        set_attributes(slim, new_attributes(layout, alive, (*layout.trace.ops, *layout.trace.further_ops)))
         _set_standard_attributes(slim)
         _check(slim, layout, alive, example_inputs, by_module=True)
         return Cut(slim, "attributes", checked=not layout.trace.value_dependent)
@@ -83,7 +84,7 @@ def cut(
         )
     try:
         parts = sliced_copy(model, layout, alive, tensors)
-        _set_attributes(parts, _new_attributes(layout, alive, agreed=False))
+        set_attributes(parts, new_attributes(layout, alive, layout.trace.ops, agreed=False))
         slim, same_calls = rewritten(model, parts, layout, alive, example_inputs)
         _set_standard_attributes(slim)
         if same_calls:
@@ -144,47 +145,6 @@ def like(original: Tensor, data: Tensor) -> Tensor:
     if isinstance(original, nn.Parameter):
         return nn.Parameter(data, requires_grad=original.requires_grad)
     return data.requires_grad_(original.requires_grad)
-
-
-def _new_attributes(layout: Layout, alive: Alive, *, agreed: bool = True) -> dict[Source, int]:
-    """Attributes that hold a size which changes, with the new size; if `agreed`, all calls must want the same."""
-    new: dict[Source, tuple[int, Op]] = {}
-    for op in (*layout.trace.ops, *layout.trace.further_ops):
-        for name, labels_NK in op.attributes.items():
-            new.setdefault(Source(op.module, name), (layout.count(labels_NK, alive), op))
-        for path, size in op.sizes.items():
-            left = layout.count(size.labels_NK, alive)
-            wanted = -left if size.value < 0 else left
-            for source in _sources(op, path, size.value):
-                known, first = new.setdefault(source, (wanted, op))
-                if agreed and known != wanted:
-                    raise UnsupportedModelError(
-                        f"attribute {source} must hold one size, but would become {known} for {first} and {wanted} for "
-                        f"{op}."
-                    )
-    return {source: size for source, (size, _) in new.items()}
-
-
-def _sources(op: Op, path: Path, value: int) -> list[Source]:
-    """The attributes that an argument was read from: by place where the call passes its integers on, else by value."""
-    integers = [(place, number) for place, number in op.constants.items() if type(number) is int]
-    if [number for _, number in integers] == [number for number, _ in op.sources]:
-        source = op.sources[[place for place, _ in integers].index(path)][1]
-        return [source] if source else []
-    return list({source: None for number, source in op.sources if source and number == value})
-
-
-def _set_attributes(model: nn.Module, new: Mapping[Source, int]) -> None:
-    for source, size in new.items():
-        held = vars(model.get_submodule(source.module))
-        if source.attribute not in held:
-            continue
-        if source.index is None:
-            held[source.attribute] = size
-        else:
-            entries = list(held[source.attribute])
-            entries[source.index] = size
-            held[source.attribute] = type(held[source.attribute])(entries)
 
 
 def _set_standard_attributes(model: nn.Module) -> None:

@@ -40,7 +40,7 @@ from metaprune.graph.record import (
     refs_in,
     tensors_in,
 )
-from metaprune.graph.twin import named_tensors, twin
+from metaprune.graph.twin import named_tensors, original_of, twin
 
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
 CONSTANT = "constant_"  # names of the buffers of a rewritten network that hold constants of the code
@@ -161,11 +161,16 @@ class Call:
 Rule = Callable[[Call], Any]
 
 
+class LostNumbers(Exception):
+    """A constant was made on the meta device, where it has no numbers; the run on real tensors knows them."""
+
+
 class Tracer(TorchDispatchMode):
     """The dispatch mode: follows labels through every call. Use :func:`trace_model`."""
 
-    def __init__(self, find_rule: Callable[[Any], Rule | None]) -> None:
+    def __init__(self, find_rule: Callable[[Any], Rule | None], *, real: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.real = real
         self.units = Units()
         self.values: list[Value] = []
         self.ops: list[Op] = []
@@ -187,12 +192,15 @@ class Tracer(TorchDispatchMode):
         """What is known of a tensor; one that comes from nowhere is a constant of fixed size."""
         value: Value | None = getattr(tensor, "_metaprune_value", None) or self._foreign.get(id(tensor))
         if value is None:
+            original = original_of(tensor)
+            if original is tensor and tensor.device.type == "meta" and not self.real:
+                raise LostNumbers(f"{self.path[-1] or 'the forward'} uses a tensor whose numbers were not followed")
             note = "a tensor that is no parameter, buffer or input of the network"
-            known = tensor if tensor.device.type != "meta" and tensor.numel() <= KNOWN_LIMIT else None
+            known = original if original.device.type != "meta" and tensor.numel() <= KNOWN_LIMIT else None
             if self.left_torch:  # it may have been computed from what left, so its numbers are those of this run alone
                 note, known = f"{note}, first seen in {self.where} after {next(iter(self.left_torch))}", None
             value = self._new(tensor, tuple(Dim(size, note=note) for size in tensor.shape), known=known)
-            value.foreign = tensor
+            value.foreign = original
             self._foreign[id(tensor)] = value  # the user's own tensor: nothing is attached to it
         return value
 
@@ -432,15 +440,30 @@ def trace_model(
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a model must be a torch.nn.Module, but is a {type(model).__name__}.")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise UnsupportedModelError(
+            "a network must be given alone, but this one is wrapped in DistributedDataParallel. Give its `.module`, "
+            "and wrap the result again."
+        )
     if not tensors_in(example_inputs):
         raise InputError(
             f"example_inputs must hold at least one tensor, but none was found in {type(example_inputs).__name__}."
+        )
+    if 0 in tensors_in(example_inputs)[0].shape[:1]:
+        raise InputError(
+            f"the batch must hold at least one sample, but the example input is {_describe(example_inputs)}."
         )
     lazy = [name for name, tensor in named_tensors(model).items() if is_lazy(tensor)]
     if lazy:
         raise UnsupportedModelError(
             f"every parameter must have its shape, but {lazy[0]!r} is lazy. Run the model once on real input first."
         )
+    for name, tensor in named_tensors(model).items():
+        if tensor.layout is not torch.strided:
+            raise UnsupportedModelError(
+                f"every parameter and buffer must be dense, but {name!r} is {tensor.layout}. Keep it as a dense "
+                "tensor, with zeros."
+            )
     reason = ""
     if not real:
         try:
@@ -462,7 +485,7 @@ def trace_model(
 def _run(
     model: nn.Module, example_inputs: ExampleInputs, find_rule: Callable[[Any], Rule | None], *, real: bool
 ) -> Trace:
-    tracer = Tracer(find_rule)
+    tracer = Tracer(find_rule, real=real)
     copied = twin(model, real=real)
     parameters, aliases = _register_parameters(tracer, model, copied)
     try:
@@ -475,6 +498,14 @@ def _run(
             f"the forward must run on the example input ({_describe(example_inputs)}), but {where} raised "
             f"{type(error).__name__}: {error}."
         ) from error
+    made = [
+        name for name, _ in copied.named_parameters(remove_duplicate=False) if name not in {**parameters, **aliases}
+    ]
+    if made:
+        raise UnsupportedModelError(
+            f"the forward must use the parameters that are there, but made {made[0]!r}. Run the model once on real "
+            "input first."
+        )
     outputs = tensors_in(out)
     if not outputs:
         raise UnsupportedModelError(

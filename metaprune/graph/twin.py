@@ -40,7 +40,9 @@ def copy_with(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> tuple[nn
                 memo[id(item)] = type(item)()
     before = dict(memo)
     try:
-        return copy.deepcopy(model, memo), memo
+        return _whole(model, copy.deepcopy(model, memo), memo), memo
+    except UnsupportedModelError:
+        raise
     except Exception:
         memo = before
         for module in model.modules():
@@ -48,12 +50,32 @@ def copy_with(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> tuple[nn
                 if name not in _OWN and not _copies(item, memo):
                     memo[id(item)] = item
     try:
-        return copy.deepcopy(model, memo), memo
+        return _whole(model, copy.deepcopy(model, memo), memo), memo
+    except UnsupportedModelError:
+        raise
     except Exception as error:
         raise UnsupportedModelError(
             f"a model must be copyable, but {type(model).__name__} is not: {type(error).__name__}: {error}. "
             "Keep what cannot be copied out of its attributes."
         ) from error
+
+
+def _whole(model: nn.Module, other: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """The copy, if it shares no module with the model and has the tensors that it should have."""
+    scripted = [f"{path}." for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    shared = {id(module) for module in model.modules()}
+    wrong = next((path for path, module in other.named_modules() if id(module) in shared), None)
+    copied = named_tensors(other)
+    for name, tensor in named_tensors(model).items():
+        inside = any(path == "." or name.startswith(path) for path in scripted)
+        if wrong is None and not inside and copied.get(name) is not memo[id(tensor)]:
+            wrong = name.rpartition(".")[0]
+    if wrong is not None:
+        raise UnsupportedModelError(
+            f"a copy of a model must be whole and its own, but {wrong or type(model).__name__} is not copied so: its "
+            "class, or one around it, has a `__deepcopy__` or `__setstate__` that does something else."
+        )
+    return other
 
 
 def _copies(item: Any, memo: dict[int, Any]) -> bool:
@@ -80,7 +102,10 @@ def twin(model: nn.Module, *, real: bool) -> nn.Module:
             data = data.clone()
         elif data.device.type != "meta":
             data = torch.empty_strided(data.shape, data.stride(), dtype=data.dtype, device="meta")
-        return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(data, requires_grad=False)
+        data._metaprune_original = tensor  # type: ignore[attr-defined]
+        return data
 
     other, memo = copy_with(model, replace)
     adapt(other)
@@ -94,6 +119,12 @@ def twin(model: nn.Module, *, real: bool) -> nn.Module:
             for key, hook in hooks.items():
                 hooks[key] = _with_own_closure(hook, memo)
     return other.eval()
+
+
+def original_of(tensor: Tensor) -> Tensor:
+    """The tensor of the given model that a plain attribute of its copy stands for; any other tensor itself."""
+    original: Tensor = getattr(tensor, "_metaprune_original", tensor)
+    return original
 
 
 def _traced(item: Any, path: str, name: str) -> Any:

@@ -63,7 +63,12 @@ def compare(
         wanted = _run(masked, inputs)
     kept.check_complete()
     with evaluating(slim):
-        seen = _run(slim, inputs)
+        try:
+            seen = _run(slim, inputs)
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"the cut network must run on what the dense one runs on, but raised {type(error).__name__}: {error}."
+            ) from error
     pairs = [(a.double(), b.double()) for a, b in zip(wanted, seen, strict=True) if not a.is_complex()]
     pairs += [
         (torch.view_as_real(a).double(), torch.view_as_real(b).double()) for a, b in zip(wanted, seen) if a.is_complex()

@@ -6,6 +6,7 @@ the statistics of a norm or a softmax change with the cut. Names of dimensions a
 
 import math
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -1224,6 +1225,17 @@ class attention_unbind_free_dim(Attention):
         return self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
+@case(sequence(), free="inside.weight:0 proj.weight:1 out.weight:1")
+class attention_of_one_head(Attention):
+    """A dimension of size 1 between those of the view."""
+
+    def __init__(self):
+        super().__init__(12, 1)
+
+    def qkv_heads(self, x):
+        return self.qkv(x).reshape(len(x), -1, 3, self.heads, self.dim).permute(2, 0, 3, 1, 4).unbind(0)
+
+
 @case(sequence(), free=ATTENTION)
 class attention_indexed(Attention):
     def qkv_heads(self, x):
@@ -2003,6 +2015,37 @@ class view_with_literal(nn.Module):
         return self.c(F.relu(self.b(F.relu(self.a(x)).view(-1, 64))))
 
 
+@case(image(3, 4), free="a.weight:0 deep.weight:0 up.weight:1", changes="up.weight:1")
+class layers_beside_a_literal(nn.Module):
+    """Layers that hold sizes of their own, where other code holds one in no attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.deep, self.mix = conv(3, 8), conv(8, 16, groups=8), conv(16, 12, groups=4)
+        self.up, self.norm, self.head = nn.ConvTranspose2d(12, 8, 2, 2, groups=2), nn.GroupNorm(4, 8), Head(8)
+
+    def forward(self, x):
+        x = self.mix(F.relu(self.deep(F.relu(self.a(x)))))
+        x = x.view(len(x), 12, 4, 4)
+        return self.head(F.relu(self.norm(self.up(x))))
+
+
+@case(image(3, 4), free="again.second.1.weight:0 b.weight:0")
+class one_module_of_two_names_beside_a_literal(nn.Module):
+    """And tensors that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = conv(3, 3)
+        self.again = nn.ModuleDict({"first": self.first, "second": nn.ModuleList([self.first, conv(3, 6)])})
+        self.b, self.c, self.idle = nn.Linear(96, 6), nn.Linear(6, 3), nn.Parameter(torch.rand(4))
+        self.again.register_buffer("old", torch.rand(3), persistent=False)
+
+    def forward(self, x):
+        x = self.again["second"][1](F.relu(self.again["first"](self.first(x))))
+        return self.c(F.relu(self.b(x.view(-1, 96))))
+
+
 @case(image(3, 4), free="a.weight:0 b.weight:0")
 class flatten_to_linear(nn.Module):
     def __init__(self):
@@ -2287,6 +2330,32 @@ class mean_by_count_tensor(nn.Module):
     def forward(self, x):
         x = F.relu(self.a(x))
         return self.out((x.sum(1) / torch.tensor([float(x.shape[1])])).flatten(1))
+
+
+@case(image(), may_refuse=True)
+class mean_by_count_tensor_on_device(mean_by_count_tensor):
+    """The same, made where the input is: on the meta device it would have no numbers."""
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        return self.out((x.sum(1) / torch.tensor([float(x.shape[1])], device=x.device)).flatten(1))
+
+
+@case(image(3, 4), free="a.weight:0 b.weight:0")
+class constants_beside_a_literal(nn.Module):
+    """Constants of the code, in every way to write them, where the calls must be rewritten."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 6), nn.Linear(96, 6), nn.Linear(6, 3)
+        self.order, self.mean = [2, 0, 1], torch.tensor([0.3, -0.2, 0.1])
+
+    def forward(self, x):
+        x = x[:, self.order] - self.mean.to(x.device).view(1, 3, 1, 1)
+        x = x[:, [1, 2, 0]] / torch.tensor([0.5, 0.6, 0.7], device=x.device).view(1, 3, 1, 1)
+        x = x + x.new_tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1) * torch.as_tensor(0.5, device=x.device)
+        x[:, [0, 2]] *= 2.0
+        return self.c(F.relu(self.b(F.relu(self.a(x)).view(-1, 96))))
 
 
 @case(image(), free="a.weight:0", never_zero="scale")
@@ -3245,3 +3314,179 @@ class rolled_by_a_literal(nn.Module):
 
     def forward(self, x):
         return self.b(self.a(x).roll(2, 1))
+
+
+# ---- unusual code ----------------------------------------------------------------------------------------------------
+
+
+class _Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 6), conv(6, 5), Head(5)
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x)))
+
+
+TWO = "a.weight:0 b.weight:0 b.weight:1"
+
+
+@case(lambda: (torch.randn(2, 3, 6, 6), 2, "relu", None), free=TWO)
+class inputs_that_are_no_tensors(_Two):
+    def forward(self, x, times, mode, mask):
+        x = self.a(x)
+        for _ in range(times):
+            x = getattr(F, mode)(x) * 1.5
+        return self.head(self.b(x if mask is None else x * mask))
+
+
+@case(lambda: {"x": torch.randn(2, 3, 6, 6), "gain": 2.0}, free=TWO)
+class keyword_only_inputs(_Two):
+    def forward(self, *, x, gain=1.0):
+        return super().forward(x * gain)
+
+
+@case(image(), free=TWO)
+class writes_into_its_input(_Two):
+    def forward(self, x):
+        x.mul_(2)
+        x[:, 0] = 0
+        return super().forward(x)
+
+
+@case(image(), free=TWO)
+class clamps_its_weights(_Two):
+    def forward(self, x):
+        with torch.no_grad():
+            self.a.weight.clamp_(-0.2, 0.2)
+            self.b.weight.data.mul_(0.5)
+        return super().forward(x)
+
+
+@case(image(), free="a.weight:0")
+class clamps_its_weights_off_zero(_Two):
+    """A masked filter does not stay zero, but what reads it does."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.a.weight.clamp_(0.1, 0.3)
+            self.a.bias.clamp_(0.1, 0.3)
+        return super().forward(x)
+
+
+@case(image(), free=TWO)
+class writes_into_a_buffer(_Two):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("average", torch.zeros(6, 1, 1))
+
+    def forward(self, x):
+        x = self.a(x)
+        self.average.lerp_(x.mean((0, 2, 3)).detach().view(-1, 1, 1), 0.1)
+        return self.head(self.b(x - self.average))
+
+
+@case(image(), free=TWO)
+class replaces_a_buffer(_Two):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("average", torch.zeros(6, 1, 1), persistent=False)
+
+    def forward(self, x):
+        x = self.a(x)
+        self.average = 0.9 * self.average + 0.1 * x.mean((0, 2, 3), keepdim=True)[0]
+        return self.head(self.b(x - self.average))
+
+
+@case(image(), free="a.weight:0 b.weight:0 a.scale:0")
+class one_buffer_of_two_modules(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 6), conv(6, 6), Head(6)
+        scale = torch.rand(6, 1, 1)
+        self.a.register_buffer("scale", scale)
+        self.b.register_buffer("scale", scale, persistent=False)
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x) * self.a.scale) * self.b.scale)
+
+
+@case(image(), name="hook_drops_channels", free="a.weight:0", stuck="a.weight:1")
+def hook_drops_channels():
+    model = nn.Sequential(OrderedDict(a=conv(3, 6), b=conv(3, 5), head=Head(5)))
+    model.a.register_forward_hook(lambda module, args, out: out[:, ::2])
+    return model
+
+
+@case(image(), name="hook_joins_channels", free=TWO)
+def hook_joins_channels():
+    model = _Two()
+    model.b.register_forward_pre_hook(lambda module, args: (torch.cat([args[0][:, :4], args[0][:, 4:] * 2], 1),))
+    model.head.register_forward_hook(lambda module, args, out: out.repeat(1, 2))
+    return model
+
+
+@case(image(), name="backward_hooks", free=TWO)
+def backward_hooks():
+    model = _Two()
+    model.b.register_full_backward_hook(lambda module, given, got: (given[0] * 2,))
+    model.a.register_full_backward_pre_hook(lambda module, got: (got[0] * 3,))
+    return model
+
+
+class _Halved(nn.Module):
+    def forward(self, weight):
+        return weight * 0.5
+
+
+class _Centred(nn.Module):
+    def forward(self, weight):
+        return weight - weight.mean(0, keepdim=True)
+
+
+@case(image(), name="parametrised", free="a.parametrizations.weight.original:0", counted=False)
+def parametrised():
+    model = _Two()
+    nn.utils.parametrize.register_parametrization(model.a, "weight", _Halved())
+    nn.utils.parametrize.register_parametrization(model.b, "weight", _Centred())
+    return model
+
+
+@case(image(), free=TWO)
+class functional_call_inside(_Two):
+    def forward(self, x):
+        twice = {name: tensor * 2 for name, tensor in self.b.named_parameters()}
+        return self.head(torch.func.functional_call(self.b, twice, (self.a(x),)))
+
+
+@case(flat(), free="weights.0:1 weights.1:0 weights.1:1 last.weight:0")
+class parameters_in_containers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.ParameterList([torch.randn(8, 6), torch.randn(6, 5)])
+        self.last = nn.ParameterDict({"weight": torch.randn(5, 3), "bias": torch.randn(3)})
+
+    def forward(self, x):
+        for weight in self.weights:
+            x = F.relu(x @ weight)
+        return x @ self.last["weight"] + self.last["bias"]
+
+
+@case(image(), name="jit_traced", counted=False)
+def jit_traced():
+    return torch.jit.trace(CASES["plain"].make().eval(), torch.randn(2, 3, 6, 6))
+
+
+@case(flat(), free="a.weight:0")
+class guards_its_attributes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.width = nn.Linear(8, 6), nn.Linear(6, 3), 6
+
+    def __setattr__(self, name, value):
+        if name == "width" and name in vars(self):
+            raise AttributeError(f"{name} is set already")
+        super().__setattr__(name, value)
+
+    def forward(self, x):
+        return self.b(self.a(x).view(-1, self.width))

@@ -244,6 +244,15 @@ def test_a_deep_network_is_traced_in_no_time():
     assert time.perf_counter() - start < 5
 
 
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("options", [{}, {"batch_first": True, "bidirectional": True, "num_layers": 2}])
+def test_a_long_sequence_is_traced_in_no_time(layer, options):
+    model, start = layer(4, 6, **options), time.process_time()
+    net = trace(model, torch.randn(2000, 2, 4) if not options else torch.randn(2, 2000, 4))
+    assert time.process_time() - start < 2
+    assert not net._layout.trace.real
+
+
 def test_a_dense_net_does_not_explode():
     class Dense(nn.Module):
         def __init__(self, depth):

@@ -231,6 +231,35 @@ def test_a_rewritten_network_takes_any_batch_and_knows_training_from_evaluation(
     assert any(module.training for module in slim.train().modules())
 
 
+class NormAndActivation(nn.BatchNorm2d):
+    def __init__(self, width):
+        super().__init__(width)
+        self.activation = nn.Hardswish()
+
+    def forward(self, x):
+        return self.activation(super().forward(x))
+
+
+def test_a_batch_norm_of_another_class_still_learns_its_statistics_in_a_rewritten_network():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.out = nn.Conv2d(3, 8, 1), NormAndActivation(8), nn.Linear(8 * 16, 3)
+
+        def forward(self, x):
+            return self.out(self.norm(self.a(x)).reshape(-1, 128))
+
+    model, inputs = Model(), torch.randn(2, 3, 4, 4)
+    net = trace(model, inputs)
+    made = net.cut(oracle.random_plan(net, 0))
+    assert made.way == "graph"
+    before = made.module.norm.running_mean.clone()
+    made.module.train()(inputs)
+    assert not torch.equal(before, made.module.norm.running_mean)
+    assert made.module.norm.num_batches_tracked == 1
+    assert not made.module.eval().norm.activation.training
+
+
 def test_an_optimiser_can_go_on_with_the_result():
     model, inputs = oracle.build(CASES["residual"])
     slim = cut(model, inputs)
