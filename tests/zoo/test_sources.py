@@ -191,12 +191,19 @@ def test_timm(monkeypatch):
 
 
 def test_torchvision(monkeypatch):
-    def get_model(name, weights, **options):
+    def small(*, weights="download", **options):
         assert weights is None
         return Small(**options)
 
-    library = types.SimpleNamespace(models=types.SimpleNamespace(get_model=get_model, list_models=lambda: ["small"]))
+    def in_parts(*, weights="download", weights_backbone="download"):
+        assert weights is weights_backbone is None
+        return Small()
+
+    builders = {"small": small, "in_parts": in_parts}
+    models = types.SimpleNamespace(get_model_builder=builders.__getitem__, list_models=lambda: list(builders))
+    library = types.SimpleNamespace(models=models)
     monkeypatch.setitem(sys.modules, "torchvision", library)
-    assert resolve_model("torchvision:small").example_inputs.shape == (2, 3, 224, 224)
+    for name in builders:
+        assert resolve_model(f"torchvision:{name}").example_inputs.shape == (2, 3, 224, 224)
     with pytest.raises(ConfigError, match=r"torchvision has no model 'smal'\. Did you mean 'small'"):
         resolve_model("torchvision:smal")
