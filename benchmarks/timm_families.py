@@ -78,7 +78,7 @@ _TORCHVISION = {
     (128, 128): "swin_t swin_v2_t",
     (224, 224): "vit_b_32 maxvit_t",
     (8, 64, 64): "r3d_18 mc3_18 r2plus1d_18 swin3d_t",
-    (16, 224, 224): "s3d",
+    (16, 224, 224): "s3d mvit_v2_s",
 }
 
 
@@ -106,8 +106,7 @@ def families() -> list[Family]:
             out.append(Family(f"timm:{name.rstrip('*')}", (2, 3, size, size), options))
     for shape, names in _TORCHVISION.items():
         out += [Family(f"torchvision:{name}", (2, 3, *shape)) for name in names.split()]
-    small = {"spatial_size": (64, 64), "temporal_size": 8}
-    return [*out, Family("torchvision:mvit_v2_s", (2, 3, 8, 64, 64), small)]
+    return out
 
 
 @dataclass
