@@ -9,7 +9,9 @@ NETWORK, DECISION, RECOVERY, OUTPUT = "Network and data", "What to cut", "Recove
 Model = Annotated[
     str | None,
     typer.Option(
-        metavar="SPEC", help="zoo:NAME, timm:NAME, torchvision:NAME or package.module:factory.", rich_help_panel=NETWORK
+        metavar="SPEC",
+        help="zoo:NAME, timm:NAME, torchvision:NAME, hf:CLASS_OR_FOLDER or package.module:factory.",
+        rich_help_panel=NETWORK,
     ),
 ]
 Weights = Annotated[

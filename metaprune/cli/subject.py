@@ -16,7 +16,7 @@ from metaprune.run import seed_everything
 from metaprune.zoo import SourceModel, load_weights, resolve_model
 
 _EXAMPLES = 2  # samples of an example input that takes its shape from the data
-_UNTRAINED = ("zoo:", "timm:", "torchvision:")  # sources that build networks with random weights
+_UNTRAINED = ("zoo:", "timm:", "torchvision:", "hf:")  # sources that build networks with random weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,9 @@ def read_subject(
     source.module.eval()
     if weights is not None:
         load_weights(source.module, weights)
-    subject = Subject(source, dataset, data, weights is None and source.spec.startswith(_UNTRAINED))
+    subject = Subject(
+        source, dataset, data, weights is None and not source.trained and source.spec.startswith(_UNTRAINED)
+    )
     if classifies and dataset is not None:
         _check_scores(source, dataset)
     return subject

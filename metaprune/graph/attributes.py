@@ -1,5 +1,6 @@
 """Plain integer attributes that hold sizes: which there are, and what they become."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,51 +9,90 @@ from torch import nn
 from metaprune.errors import UnsupportedModelError
 from metaprune.graph.axes import Alive
 from metaprune.graph.layout import Layout
-from metaprune.graph.record import Op, Path, Source
+from metaprune.graph.record import Formula, Op, Source
 
 
-def new_attributes(layout: Layout, alive: Alive, ops: Iterable[Op], *, agreed: bool = True) -> dict[Source, int]:
+def new_attributes(
+    model: nn.Module, layout: Layout, alive: Alive, ops: Iterable[Op], *, agreed: bool = True
+) -> dict[Source, int]:
     """Attributes that hold sizes which these calls read, with their new values; if `agreed`, all want the same.
 
     Raises:
         UnsupportedModelError: One attribute would have to hold two sizes.
     """
     new: dict[Source, tuple[int, Op]] = {}
+    computed: list[tuple[Formula, int]] = []
     for op in ops:
         for name, labels_NK in op.attributes.items():
             new.setdefault(Source(op.module, name), (layout.count(labels_NK, alive), op))
         for path, size in op.sizes.items():
             left = layout.count(size.labels_NK, alive)
             wanted = -left if size.value < 0 else left
-            for source in sources(op, path, size.value):
+            for source in op.sources_of(path, size.value):
+                if isinstance(source, Formula):
+                    computed.append((source, wanted))
+                    continue
                 known, first = new.setdefault(source, (wanted, op))
                 if agreed and known != wanted:
                     raise UnsupportedModelError(
                         f"attribute {source} must hold one size, but would become {known} for {first} and {wanted} for "
                         f"{op}."
                     )
-    return {source: size for source, (size, _) in new.items()}
+    sizes = {source: size for source, (size, _) in new.items()}
+    return sizes | _solved(model, computed, sizes)
 
 
-def sources(op: Op, path: Path, value: int) -> list[Source]:
-    """The attributes that an argument was read from: by place where the call passes its integers on, else by value."""
-    integers = [(place, number) for place, number in op.constants.items() if type(number) is int]
-    if [number for _, number in integers] == [number for number, _ in op.sources]:
-        source = op.sources[[place for place, _ in integers].index(path)][1]
-        return [source] if source else []
-    return list({source: None for number, source in op.sources if source and number == value})
+def _solved(model: nn.Module, computed: list[tuple[Formula, int]], sizes: Mapping[Source, int]) -> dict[Source, int]:
+    """Attributes that reach no argument themselves: what they must hold for the numbers computed from them to fit.
+
+    Whether the rest of the code agrees, the check of the calls will tell.
+    """
+    now = {source: number for formula, _ in computed for source in formula.sources() if (number := held(model, source))}
+    fitting: dict[Source, int] = {}
+    while True:
+        known = {**now, **sizes, **fitting}
+        found: dict[Source, int] = {}
+        for formula, wanted in computed:
+            unknown = [source for source in formula.sources() if source not in sizes and source not in fitting]
+            if len(unknown) == 1 and unknown[0] in now:
+                (source,) = unknown
+                candidates = range(now[source], 0, -1)
+                fits = (size for size in candidates if formula.value({**known, source: size}) == wanted)
+                number = next(fits, None)
+                if number is not None:
+                    found[source] = number
+        if not found:
+            return fitting
+        fitting |= found
+
+
+def held(model: nn.Module, source: Source) -> int | None:
+    """The number that an attribute holds."""
+    item: Any = model.get_submodule(source.module)
+    for name in source.attribute.split("."):
+        item = vars(item).get(name)
+        if item is None:
+            return None
+    return item if source.index is None else item[source.index]
 
 
 def set_attributes(model: nn.Module, new: Mapping[Source, int]) -> None:
-    """Give attributes their new values, in place."""
-    modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+    """Write new numbers; an object that a module shares with others is copied for it first."""
+    own: set[int] = set()
     for source, size in new.items():
-        held = vars(modules[source.module])
-        if source.attribute not in held:
+        if held(model, source) in (None, size):
             continue
-        if source.index is None:
-            held[source.attribute] = size
-        else:
-            entries = list(held[source.attribute])
+        item: Any = model.get_submodule(source.module)
+        *way, name = source.attribute.split(".")
+        for step in way:
+            inner = vars(item)[step]
+            if id(inner) not in own:
+                inner = vars(item)[step] = copy.copy(inner)
+                own.add(id(inner))
+            item = inner
+        if source.index is not None:
+            entries = list(vars(item)[name])
             entries[source.index] = size
-            held[source.attribute] = type(held[source.attribute])(entries)
+            vars(item)[name] = type(vars(item)[name])(entries)
+        else:
+            vars(item)[name] = size

@@ -7,7 +7,6 @@ and constants that the code made must hold the same numbers, at the positions th
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +14,10 @@ from metaprune.errors import UnsupportedModelError
 from metaprune.graph.axes import Alive, Dim
 from metaprune.graph.layout import Layout
 from metaprune.graph.record import Op, Path, Trace
+
+
+class OtherCallsError(UnsupportedModelError):
+    """The code of the cut network makes other calls: whether they compute the same, numbers must decide."""
 
 
 def check_calls(layout: Layout, alive: Alive, after: Trace, *, by_module: bool = True) -> None:
@@ -27,6 +30,7 @@ def check_calls(layout: Layout, alive: Alive, after: Trace, *, by_module: bool =
         by_module: Calls must be made by the modules of the same paths.
 
     Raises:
+        OtherCallsError: The code takes another way.
         UnsupportedModelError: Names the first call that differs, what it should be and what it is.
     """
     before = layout.trace
@@ -47,7 +51,7 @@ def check_calls(layout: Layout, alive: Alive, after: Trace, *, by_module: bool =
             _right_result(layout, alive, old, number, after, twin)
             numbers[number] = twin
     if len(before.ops) != len(after.ops):
-        raise UnsupportedModelError(
+        raise OtherCallsError(
             f"the cut network must make {len(before.ops)} calls as the dense one does, but makes {len(after.ops)}."
         )
     if [numbers[number] for number in before.outputs] != list(after.outputs):
@@ -67,7 +71,7 @@ def _numbering(before: Trace, after: Trace) -> dict[int, int]:
 
 def _same_call(old: Op, new: Op, by_module: bool) -> None:
     if old.name != new.name or (by_module and old.module != new.module):
-        raise UnsupportedModelError(
+        raise OtherCallsError(
             f"the cut network must make the same calls, but makes {new} where the dense one makes {old}: "
             "its code takes another way for another size."
         )
@@ -115,8 +119,8 @@ def _same_numbers(layout: Layout, alive: Alive, op: Op, number: int, before: Tra
             known = known.index_select(k, torch.from_numpy(kept.nonzero()[0]))
     for lookup in op.lookups:
         if lookup.number == number:
-            rank = np.cumsum(alive[layout.rows(lookup.labels_NK)].all(axis=1)) - 1
-            known = torch.from_numpy(rank).to(known.dtype)[known.long()]
+            ranks = layout.ranks(lookup.labels_NK, alive, known.long().numpy())
+            known = torch.from_numpy(ranks).to(known.dtype)
     seen: Tensor | None = after.values[twin].known
     if seen is None or seen.shape != known.shape or not torch.allclose(seen, known, rtol=0, atol=0, equal_nan=True):
         raise UnsupportedModelError(

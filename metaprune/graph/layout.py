@@ -69,6 +69,11 @@ class Layout:
         """How many positions of a label array stay."""
         return int(alive[self.rows(labels_NK)].all(axis=1).sum())
 
+    def ranks(self, labels_NK: Labels, alive: Alive, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """What positions of a label array become among those that stay; negative ones still count from the end."""
+        stays = alive[self.rows(labels_NK)].all(axis=1)
+        return np.asarray((np.cumsum(stays) - 1)[positions] - np.where(positions < 0, stays.sum(), 0))
+
     def size(self, dim: Dim) -> Polynomial:
         """The size of a dimension as a polynomial in the axis sizes."""
         if dim.labels_NK is None:

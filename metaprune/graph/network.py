@@ -22,6 +22,7 @@ from metaprune.graph.cost import Cost, CostModel
 from metaprune.graph.layout import Layout, build_layout
 from metaprune.graph.optimizer import sliced_optimizer
 from metaprune.graph.record import Op, Trace, tensors_in
+from metaprune.graph.rehearsal import rehearsed
 from metaprune.graph.rules import find_rule
 from metaprune.graph.select import Selection, as_patterns, freeze_selected
 from metaprune.graph.surgery import Cut, cut
@@ -389,7 +390,7 @@ def trace(
     patterns = as_patterns(freeze, "freeze"), as_patterns(only, "only")
     traced = trace_model(model, example_inputs, find_rule)
     freeze_selected(traced, model, *patterns)
-    layout = build_layout(traced)
+    layout = rehearsed(model, build_layout(traced), example_inputs)
     for name, tensor in named_tensors(model).items():
         if tensor.device.type != "meta" and tensor.is_floating_point():
             require_numbers(name, tensor, infinite=not isinstance(tensor, nn.Parameter))

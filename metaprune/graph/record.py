@@ -15,7 +15,10 @@ Path = tuple[str, int | None]  # an argument of a call, and inside a list the en
 
 @dataclass(frozen=True)
 class Source:
-    """A plain integer attribute of a module: ``blocks.0.attn`` . ``num_heads``, or one entry of a tuple of them."""
+    """A plain integer attribute of a module: ``blocks.0.attn`` . ``num_heads``, or one entry of a tuple of them.
+
+    The attribute may be one of an object that the module holds: ``blocks.0.attn`` . ``config.num_heads``.
+    """
 
     module: str
     attribute: str
@@ -26,12 +29,88 @@ class Source:
         return f"{self.module}.{self.attribute}{entry}".lstrip(".")
 
 
+@dataclass(frozen=True, eq=False)
+class SharedSource:
+    """An integer attribute of an object that several modules may hold, as they do a configuration.
+
+    Attributes:
+        holders: Path of each of these modules -> the attribute that leads to the object.
+        attribute: The attribute of the object.
+        index: The entry, where it is a tuple or list.
+    """
+
+    holders: Mapping[str, str]
+    attribute: str
+    index: int | None = None
+
+    def at(self, module: str) -> Source | None:
+        """As the attribute of the module that runs, or of the nearest one around it that holds the object."""
+        while module not in self.holders and module:
+            module = module.rpartition(".")[0]
+        if module not in self.holders:
+            return None
+        return Source(module, f"{self.holders[module]}.{self.attribute}", self.index)
+
+
+@dataclass(frozen=True, eq=False)
+class Formula:
+    """A number that code computed from integers that remember where they live.
+
+    Attributes:
+        function: The method of ``int``, e.g. ``__mul__``.
+        left: First operand.
+        right: Second operand.
+        depth: Largest number of steps between it and an attribute.
+    """
+
+    function: str
+    left: "int | Source | SharedSource | Formula"
+    right: "int | Source | SharedSource | Formula"
+    depth: int = 1
+
+    def at(self, module: str) -> "Formula | None":
+        """The same with every shared source as the attribute of the module that runs."""
+        left, right = _at(self.left, module), _at(self.right, module)
+        return None if left is None or right is None else Formula(self.function, left, right, self.depth)
+
+    def sources(self) -> set[Source]:
+        """The attributes that it was computed from."""
+        found: set[Source] = set()
+        for item in (self.left, self.right):
+            found |= item.sources() if isinstance(item, Formula) else {item} if isinstance(item, Source) else set()
+        return found
+
+    def value(self, numbers: Mapping[Source, int]) -> int | None:
+        """The result for other numbers in the attributes; None where there is none."""
+        operands: list[int | None] = []
+        for item in (self.left, self.right):
+            if isinstance(item, Formula):
+                operands.append(item.value(numbers))
+            else:
+                operands.append(numbers.get(item) if isinstance(item, Source) else item)  # type: ignore[arg-type]
+        if None in operands:
+            return None
+        try:
+            out = getattr(int, self.function)(*operands)
+        except ZeroDivisionError:
+            return None
+        return out if type(out) is int else None
+
+
+Origin = Source | SharedSource | Formula
+_FORMULA_DEPTH = 6
+
+
+def _at(item: int | Origin, module: str) -> int | Origin | None:
+    return item.at(module) if isinstance(item, (SharedSource, Formula)) else item
+
+
 class TracedInt(int):
-    """An integer that remembers the attribute it was read from; arithmetic on it gives plain integers."""
+    """An integer that remembers the attribute it was read from, or how it was computed from such ones."""
 
-    source: Source
+    source: Origin
 
-    def __new__(cls, value: int, source: Source) -> "TracedInt":
+    def __new__(cls, value: int, source: Origin) -> "TracedInt":
         """The same number, with its source."""
         self = super().__new__(cls, value)
         self.source = source
@@ -39,6 +118,41 @@ class TracedInt(int):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TracedInt":
         return self
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
+
+    def _compute(self, function: str, other: Any) -> Any:
+        out = getattr(int, function)(self, other)
+        right = getattr(other, "source", int(other)) if type(other) in (int, TracedInt) else None
+        depth = 1 + max((item.depth for item in (self.source, right) if isinstance(item, Formula)), default=0)
+        if type(out) is not int or right is None or depth > _FORMULA_DEPTH:
+            return out
+        return TracedInt(out, Formula(function, self.source, right, depth))
+
+    def __add__(self, other: Any) -> Any:
+        return self._compute("__add__", other)
+
+    def __radd__(self, other: Any) -> Any:
+        return self._compute("__radd__", other)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._compute("__sub__", other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._compute("__rsub__", other)
+
+    def __mul__(self, other: Any) -> Any:
+        return self._compute("__mul__", other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return self._compute("__rmul__", other)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return self._compute("__floordiv__", other)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return self._compute("__rfloordiv__", other)
 
 
 @dataclass(slots=True)
@@ -54,6 +168,7 @@ class Value:
         storage: Number of the memory it lies in; views share it.
         parameter: A parameter, rather than a buffer or a tensor on the way.
         foreign: The tensor itself, if it comes from outside of the network: a closure, a global.
+        seen: The numbers for the example, where they depend on integers and truth values of the input alone.
     """
 
     index: int
@@ -64,6 +179,7 @@ class Value:
     storage: int = -1
     parameter: bool = False
     foreign: Tensor | None = None
+    seen: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +232,11 @@ class Op:
         sizes: Those that count labelled positions.
         lookups: Operands that hold positions.
         attributes: Attributes of the module that count labelled positions but reach no argument, e.g. ``num_features``.
-        sources: The integers that Python passed, with the attributes that they were read from.
+        sources: The integers that Python passed, with the attributes that they were read from or computed from.
         macs: Its multiply-accumulates, as products of dimensions.
         consumed: Dimensions of its operands that are multiplied and added up, as (value, dimension).
         statistics: Dimensions over which it computes more than a sum.
+        computed_from: Dimensions from whose size it computes a number that must stay what it is.
         allocates: Its results lie in memory of their own.
     """
 
@@ -135,14 +252,30 @@ class Op:
     sizes: dict[Path, SizeArgument] = field(default_factory=dict)
     lookups: list[Lookup] = field(default_factory=list)
     attributes: dict[str, Labels] = field(default_factory=dict)
-    sources: tuple[tuple[int, Source | None], ...] = ()
+    sources: tuple[tuple[int, Source | Formula | None], ...] = ()
     macs: list[Dims] = field(default_factory=list)
     consumed: list[tuple[int, int]] = field(default_factory=list)
     statistics: list[Dim] = field(default_factory=list)
+    computed_from: list[Dim] = field(default_factory=list)
     allocates: bool = True
 
     def __str__(self) -> str:
         return f"{self.name} at {self.module or 'the top level'}"
+
+    def sources_of(self, path: Path, value: int) -> list[Source | Formula]:
+        """Where an argument comes from: by place where the call passes its integers on, else by value."""
+        placed = self.placed_sources()
+        if placed is not None:
+            source = placed.get(path)
+            return [source] if source else []
+        return list({source: None for number, source in self.sources if source and number == value})
+
+    def placed_sources(self) -> dict[Path, Source | Formula | None] | None:
+        """Where each integer argument comes from, or None where the call does not pass its integers on as they are."""
+        integers = {place: number for place, number in self.constants.items() if type(number) is int}
+        if list(integers.values()) != [number for number, _ in self.sources]:
+            return None
+        return dict(zip(integers, (source for _, source in self.sources)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +307,15 @@ class Trace:
         inputs: Numbers of the tensors given.
         outputs: Numbers of the tensors returned.
         result: What the network returned, tensors as :class:`Ref`.
+        state: Type of an object in it that is neither a tensor nor plain data (a cache, which later calls get back), or
+            empty. Such a network cannot be rebuilt from its calls.
         batch: Size of the first dimension of the first tensor given.
         failed_rules: Calls whose rule raised, which froze what they touch; each is a defect to report.
         own_rules: Calls that a rule of the user's was used for.
         value_dependent: Calls that turn numbers computed from the input into Python values or sizes.
         decides: Python gets numbers that the network has computed, so that other inputs may take another way; some
             were tried.
+        input_dependent: The same, out of integers and truth values of the input alone, which cutting does not change.
         real: Run on real tensors, because something failed on meta ones; `real_reason` says what.
         real_reason: That reason, or empty.
     """
@@ -195,13 +331,22 @@ class Trace:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     result: Any = None
+    state: str = ""
     batch: int = 1
     failed_rules: tuple[str, ...] = ()
     own_rules: tuple[str, ...] = ()
     value_dependent: tuple[str, ...] = ()
     decides: bool = False
+    input_dependent: tuple[str, ...] = ()
     real: bool = False
     real_reason: str = ""
+
+    @property
+    def needs_code(self) -> str:
+        """Why the recorded calls cannot stand for the code; empty where they can."""
+        if self.value_dependent or self.input_dependent:
+            return f"they depend on values of the input ({(*self.value_dependent, *self.input_dependent)[0]})"
+        return f"the network returns a {self.state}, which only its own code can make" if self.state else ""
 
 
 _PLAIN = (int, float, complex, bool, str, type(None), torch.dtype)
@@ -242,6 +387,21 @@ def refs_in(item: Any) -> list[int]:
     if is_dataclass(item) and not isinstance(item, type):
         return [number for part in fields(item) for number in refs_in(getattr(item, part.name))]
     return []
+
+
+def state_in(item: Any) -> str:
+    """Type of the first object in a recorded structure that is neither a tensor nor plain data, or empty."""
+    if isinstance(item, (Ref, torch.device, torch.layout, torch.memory_format, *_PLAIN)):
+        return ""
+    if isinstance(item, Mapping):
+        parts = list(item.values())
+    elif isinstance(item, (list, tuple)):
+        parts = list(item)
+    elif is_dataclass(item) and not isinstance(item, type):
+        parts = [getattr(item, part.name) for part in fields(item)]
+    else:
+        return type(item).__name__
+    return next(filter(None, map(state_in, parts)), "")
 
 
 def constants_in(arguments: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:

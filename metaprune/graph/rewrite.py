@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from metaprune.errors import UnsupportedModelError
 from metaprune.graph.adapt import SizedMultiheadAttention
-from metaprune.graph.attributes import new_attributes, set_attributes, sources
+from metaprune.graph.attributes import new_attributes, set_attributes
 from metaprune.graph.axes import Alive, Dim, Labels
 from metaprune.graph.check import size_left
 from metaprune.graph.layout import Layout
@@ -191,13 +191,14 @@ class _Rewriter:
         """Bring the sizes that a layer holds in step; False where it has them from elsewhere."""
         ops = self.trace.ops[call.start : call.stop]
         try:
-            new = new_attributes(self.layout, self.alive, ops)
+            new = new_attributes(self.slim, self.layout, self.alive, ops)
         except UnsupportedModelError:
             return False
         for op in ops:
             for path, size in op.sizes.items():
                 changed = self.layout.count(size.labels_NK, self.alive) != abs(size.value)
-                if changed and [source.module for source in sources(op, path, size.value)] != [call.path]:
+                origins = op.sources_of(path, size.value)
+                if changed and [getattr(origin, "module", None) for origin in origins] != [call.path]:
                     return False
         set_attributes(self.slim, new)
         return True

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from metaprune.errors import UnsupportedModelError
 from metaprune.graph.adapt import adapt
 from metaprune.graph.attributes import new_attributes, set_attributes
 from metaprune.graph.axes import Alive, Labels
-from metaprune.graph.check import check_calls
+from metaprune.graph.check import OtherCallsError, check_calls
 from metaprune.graph.layout import Layout
 from metaprune.graph.record import Value
 from metaprune.graph.rewrite import rewritten
@@ -40,7 +39,7 @@ class Cut:
     Attributes:
         module: The network.
         way: ``attributes`` (an instance of the model's own class) or ``graph`` (a ``torch.fx.GraphModule``).
-        reason: Why not by attributes, where it was not.
+        reason: Why not by attributes, where it was not; or why its calls could not be compared.
         checked: Its calls were compared with those of the dense network one by one.
     """
 
@@ -70,21 +69,22 @@ def cut(
         UnsupportedModelError: Neither way gives the network; says why.
     """
     try:
-        slim = sliced_copy(model, layout, alive, tensors)
-        set_attributes(slim, new_attributes(layout, alive, (*layout.trace.ops, *layout.trace.further_ops)))
-        _set_standard_attributes(slim)
+        slim = _with_sizes(model, layout, alive, tensors)
         _check(slim, layout, alive, example_inputs, by_module=True)
         return Cut(slim, "attributes", checked=not layout.trace.value_dependent)
+    except OtherCallsError as error:
+        if layout.trace.needs_code and not any(tensor.is_meta for tensor in named_tensors(model).values()):
+            return Cut(slim, "attributes", str(error), checked=False)
+        reason = str(error)
     except UnsupportedModelError as error:
         reason = str(error)
-    if layout.trace.value_dependent:
+    if layout.trace.needs_code:
         raise UnsupportedModelError(
-            f"{reason} The calls cannot be rewritten either, because they depend on values of the input "
-            f"({next(iter(layout.trace.value_dependent))})."
+            f"{reason} The calls cannot be rewritten either, because {layout.trace.needs_code}."
         )
     try:
         parts = sliced_copy(model, layout, alive, tensors)
-        set_attributes(parts, new_attributes(layout, alive, layout.trace.ops, agreed=False))
+        set_attributes(parts, new_attributes(parts, layout, alive, layout.trace.ops, agreed=False))
         slim, same_calls = rewritten(model, parts, layout, alive, example_inputs)
         _set_standard_attributes(slim)
         if same_calls:
@@ -92,6 +92,22 @@ def cut(
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{reason} Rewriting the calls failed too: {error}") from error
     return Cut(slim, "graph", reason, checked=same_calls)
+
+
+def try_attributes(model: nn.Module, layout: Layout, alive: Alive, example_inputs: ExampleInputs) -> None:
+    """See whether the code of a model goes along with a cut.
+
+    Raises:
+        UnsupportedModelError: It does not; says why.
+    """
+    _check(_with_sizes(model, layout, alive, {}), layout, alive, example_inputs, by_module=True)
+
+
+def _with_sizes(model: nn.Module, layout: Layout, alive: Alive, tensors: Mapping[str, Tensor]) -> nn.Module:
+    slim = sliced_copy(model, layout, alive, tensors)
+    set_attributes(slim, new_attributes(slim, layout, alive, (*layout.trace.ops, *layout.trace.further_ops)))
+    _set_standard_attributes(slim)
+    return slim
 
 
 def _check(slim: nn.Module, layout: Layout, alive: Alive, example_inputs: ExampleInputs, *, by_module: bool) -> None:
@@ -136,8 +152,8 @@ def _ranked(layout: Layout, alive: Alive, labels_NK: Labels | None, data: Tensor
     """Positions of a dimension as positions among those that are left."""
     if labels_NK is None:
         return data
-    rank = np.cumsum(alive[layout.rows(labels_NK)].all(axis=1)) - 1
-    return torch.from_numpy(rank).to(data.device, data.dtype)[data.long()]
+    ranks = layout.ranks(labels_NK, alive, data.long().cpu().numpy())
+    return torch.from_numpy(ranks).to(data.device, data.dtype)
 
 
 def like(original: Tensor, data: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ labelled dimensions (:attr:`Op.sizes`), and which plain attributes of which modu
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -27,9 +28,11 @@ from metaprune.graph.axes import Dim, Labels, Units
 from metaprune.graph.meta import on_meta
 from metaprune.graph.record import (
     Dims,
+    Formula,
     Lookup,
     ModuleCall,
     Op,
+    Origin,
     Path,
     Ref,
     SizeArgument,
@@ -38,6 +41,7 @@ from metaprune.graph.record import (
     Value,
     constants_in,
     refs_in,
+    state_in,
     tensors_in,
 )
 from metaprune.graph.twin import named_tensors, original_of, twin
@@ -153,6 +157,10 @@ class Call:
         if dim.labels_NK is not None:
             self.op.attributes[name] = dim.labels_NK
 
+    def computed_from(self, *dims: Dim) -> None:
+        """Code that passes no number here computes it from the sizes of these dimensions."""
+        self.op.computed_from.extend(dims)
+
     def macs(self, *dims: Dim) -> None:
         """The call multiplies and adds as often as the product of these sizes."""
         self.op.macs.append(dims)
@@ -176,11 +184,12 @@ class Tracer(TorchDispatchMode):
         self.ops: list[Op] = []
         self.calls: list[ModuleCall] = []
         self.path: list[str] = [""]
-        self.frames: list[tuple[tuple[int, Source | None], ...]] = [()]
+        self.frames: list[tuple[tuple[int, Source | Formula | None], ...]] = [()]
         self.failed_rules: list[str] = []
         self.own_rules: dict[str, None] = {}
         self.left_torch: dict[str, None] = {}
         self.value_dependent: dict[str, None] = {}
+        self.input_dependent: dict[str, None] = {}
         self.undecided_sizes: list[tuple[Op, Path, Dim]] = []
         self._find_rule = find_rule
         self._storages: dict[int, int] = {}
@@ -257,8 +266,8 @@ class Tracer(TorchDispatchMode):
         known = self._known(func, args, kwargs)
         if func is torch.ops.aten._local_scalar_dense.default and known is not None:
             return known
-        shortcut = on_meta(func, args, kwargs)
-        out = func(*args, **kwargs) if shortcut is None else shortcut
+        seen = self._seen(func, args, kwargs) if known is None else None
+        out = self._run(func, args, kwargs, seen)
         tensors = [tensor for argument in arguments.values() for tensor in tensors_in(argument)]
         outputs = tensors_in(out)
         op = Op(len(self.ops), func, func._schema.name.removeprefix("aten::"), self.path[-1], self.refs(arguments))
@@ -266,7 +275,7 @@ class Tracer(TorchDispatchMode):
         op.constants = dict(constants_in(arguments))
         op.sources = self.frames[-1]
         if known is None and _reads_values(func, arguments):
-            self.value_dependent[str(op)] = None
+            (self.value_dependent if seen is None else self.input_dependent)[str(op)] = None
         call = Call(self, func, arguments, out, op)
         try:
             dims = fitting(rule(call), outputs) if rule else _unknown(call, "has no rule")
@@ -276,7 +285,19 @@ class Tracer(TorchDispatchMode):
             self.failed_rules.append(f"{op}: {type(error).__name__}: {error}")
             dims = _unknown(call, f"could not be followed ({type(error).__name__}: {error})")
         self._record(op, arguments, out, dims, known)
+        if isinstance(seen, Tensor) and isinstance(out, Tensor) and not func._schema.is_mutable:
+            self.value(out).seen = seen
         return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any, seen: Any) -> Any:
+        """Make the call; on meta tensors, what it reads of the input is what the example has there."""
+        meta = any(tensor.device.type == "meta" for tensor in tensors_in((args, kwargs)))
+        if meta and seen is not None and _VALUE_TAGS.intersection(func.tags):
+            return torch.empty_like(seen, device="meta") if isinstance(seen, Tensor) else seen
+        if meta and func is torch.ops.aten._grouped_mm.default:  # the meta kernel takes bfloat16 alone
+            return torch.empty(args[0].shape[0], args[1].shape[-1], dtype=args[0].dtype, device="meta")
+        shortcut = on_meta(func, args, kwargs)
+        return func(*args, **kwargs) if shortcut is None else shortcut
 
     def _record(self, op: Op, arguments: Mapping[str, Any], out: Any, dims: list[Dims], known: Any) -> None:
         shared = {self.value(tensor).storage for argument in arguments.values() for tensor in tensors_in(argument)}
@@ -290,9 +311,9 @@ class Tracer(TorchDispatchMode):
         op.outputs = tuple(self.value(tensor).index for tensor in outputs)
         for storage in storages:  # whatever shares the memory changed with it
             for other in self._in_storage[storage]:
-                other.known = None
                 if other.index not in op.outputs:
-                    other.dims = tuple(_no_longer_zero(dim) for dim in other.dims)
+                    other.known = other.seen = None
+                    other.dims = tuple(_no_longer_zero(self.units.settle(dim)) for dim in other.dims)
         op.result = self.refs(out)
         self.ops.append(op)
 
@@ -310,12 +331,29 @@ class Tracer(TorchDispatchMode):
             return None
         if func._schema.name in _SAME_NUMBERS:
             return self.value(inputs[0]).known
-        if func._schema.is_mutable or (not inputs and func._schema.name not in _CREATES_CONSTANTS):
+        if not inputs and func._schema.name not in _CREATES_CONSTANTS:
+            return None
+        return self._on_numbers(func, args, kwargs)
+
+    def _seen(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The same where integers or truth values of the example are among them, and the result is no float."""
+        values = [self.value(tensor) for tensor in tensors_in((args, kwargs))]
+        if func._schema.is_mutable or not any(value.seen is not None for value in values):
+            return None
+        if any(value.seen is None and value.known is None for value in values):
+            return None
+        out = self._on_numbers(func, args, kwargs)
+        return out if not isinstance(out, (Tensor, float)) or not _is_float(out) else None
+
+    def _on_numbers(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
             return None
 
         def real(item: Any) -> Any:
             if isinstance(item, Tensor):
-                return self.value(item).known
+                value = self.value(item)
+                numbers = value.known if value.known is not None else value.seen
+                return numbers.clone() if func._schema.is_mutable and numbers is not None else numbers
             if isinstance(item, (list, tuple)):
                 return type(item)(map(real, item))
             return torch.device("cpu") if isinstance(item, torch.device) else item
@@ -331,6 +369,10 @@ def _written(func: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
     """The arguments that a call writes into, whether it returns them or not."""
     named = [item.name for item in func._schema.arguments if item.alias_info and item.alias_info.is_write]
     return [tensor for name in named for tensor in tensors_in(arguments[name])]
+
+
+def _is_float(item: Tensor | float) -> bool:
+    return isinstance(item, float) or item.is_floating_point() or item.is_complex()
 
 
 _VALUE_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -378,8 +420,8 @@ class _Frames(TorchFunctionMode):
             return _from_numbers(func, args, kwargs or {})
         if func in _INDEXES and args[0].device.type == "meta":
             args = (args[0], _index_of(args[1]), *args[2:])
-        integers: list[tuple[int, Source | None]] = []
-        _collect_integers((args, kwargs), integers)
+        integers: list[tuple[int, Source | Formula | None]] = []
+        _collect_integers((args, kwargs), integers, self.tracer.path[-1])
         if not any(source for _, source in integers):
             return func(*args, **(kwargs or {}))
         self.tracer.frames.append(tuple(integers))
@@ -408,17 +450,18 @@ def _index_of(item: Any) -> Any:
     return item
 
 
-def _collect_integers(item: Any, into: list[tuple[int, Source | None]]) -> None:
+def _collect_integers(item: Any, into: list[tuple[int, Source | Formula | None]], module: str) -> None:
     if isinstance(item, int) and not isinstance(item, bool):
-        into.append((int(item), getattr(item, "source", None)))
+        origin: Origin | None = getattr(item, "source", None)
+        into.append((int(item), origin if origin is None or isinstance(origin, Source) else origin.at(module)))
     elif isinstance(item, (list, tuple)):
         for entry in item:
-            _collect_integers(entry, into)
+            _collect_integers(entry, into, module)
     elif isinstance(item, dict):
         for entry in item.values():
-            _collect_integers(entry, into)
+            _collect_integers(entry, into, module)
     elif isinstance(item, slice):
-        _collect_integers((item.start, item.stop, item.step), into)
+        _collect_integers((item.start, item.stop, item.step), into, module)
 
 
 def trace_model(
@@ -527,15 +570,22 @@ def _run(
         for dim in parameters[name].dims:
             tracer.units.freeze(dim, "not used in the traced run")
     _decide(tracer)
+    trace.state = state_in(trace.result)
     trace.failed_rules, trace.value_dependent = tuple(tracer.failed_rules), tuple(tracer.value_dependent)
     trace.own_rules = tuple(tracer.own_rules)
+    trace.input_dependent = tuple(tracer.input_dependent)
+    _freeze_unread(tracer, trace)
+    if trace.needs_code:
+        _keep_code(tracer, trace)
     return trace
 
 
 def _forward(tracer: Tracer, model: nn.Module, example_inputs: ExampleInputs, *, real: bool) -> tuple[Any, Any]:
     args, kwargs = call_arguments(_on_device(example_inputs, real=real))
-    for tensor in tensors_in((args, kwargs)):
-        tracer.register(tensor, tuple(Dim(size, note="the input of the network") for size in tensor.shape))
+    for tensor, example in zip(tensors_in((args, kwargs)), tensors_in(example_inputs), strict=True):
+        value = tracer.register(tensor, tuple(Dim(size, note="the input of the network") for size in tensor.shape))
+        if not _is_float(example) and example.device.type != "meta" and example.numel() <= KNOWN_LIMIT:
+            value.seen = example.cpu()
     given = tracer.refs((args, kwargs))  # now, because the forward may write into its inputs
     with (
         torch.random.fork_rng(devices=[]),
@@ -569,6 +619,71 @@ def _decide(tracer: Tracer) -> None:
             dim = dim.grid.picked[0][dim.place - (dim.place > (dim.grid.direction or 0))]
         if dim.labels_NK is not None:
             op.sizes[path] = SizeArgument(op.constants[path], dim.labels_NK)
+
+
+def _freeze_unread(tracer: Tracer, trace: Trace) -> None:
+    """Positions of parameters and buffers that are left aside before they are used: other inputs may reach them.
+
+    Such are the rows of a mask or of a table of positions behind the length of the example.
+    """
+    units = tracer.units
+    read = np.zeros(len(units), bool)
+
+    def labels_of(numbers: Sequence[int]) -> dict[int, Labels]:
+        dims = [dim if dim.grid is None else dim.grid.dim for number in numbers for dim in trace.values[number].dims]
+        return {id(dim.labels_NK): dim.labels_NK for dim in dims if dim.labels_NK is not None}
+
+    def mark(labels: Iterable[Labels]) -> None:
+        for labels_NK in labels:
+            read[units.resolve(labels_NK)] = True
+
+    for op in (*trace.ops, *trace.further_ops):
+        mark(dim.labels_NK for dim in op.statistics if dim.labels_NK is not None)
+        if op.name not in _PICKS:
+            left = labels_of(op.outputs)
+            mark(labels_NK for key, labels_NK in labels_of(op.inputs).items() if key not in left)
+    mark(labels_of(trace.outputs).values())
+    for value in trace.parameters.values():
+        for dim in value.dims:
+            if dim.labels_NK is not None:
+                labels_NK = units.resolve(dim.labels_NK)
+                units.freeze(labels_NK[~read[labels_NK]][:, None], "not used in the traced run")
+
+
+_PICKS = {
+    *("slice", "select", "narrow", "index", "index_select", "gather", "split", "unbind", "constant_pad_nd", "pad"),
+    *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "t", "unsqueeze", "squeeze"),
+}
+
+
+def _keep_code(tracer: Tracer, trace: Trace) -> None:
+    """Where the code cannot be replaced by its calls, what it holds as one number must stay one."""
+    units = tracer.units
+    counted: dict[Source, Labels] = {}
+    fixed: dict[Source, Op] = {}
+    for op in (*trace.ops, *trace.further_ops):
+        for dim in op.computed_from:
+            units.freeze(dim, f"{op} computes a number from its size")
+        for path, size in op.sizes.items():
+            for source in op.sources_of(path, size.value):
+                if isinstance(source, Source):
+                    _unify_counts(
+                        units, counted.setdefault(source, size.labels_NK), size.labels_NK, f"attribute {source}"
+                    )
+        for path, origin in (op.placed_sources() or {}).items():
+            if isinstance(origin, Source) and path not in op.sizes:
+                fixed.setdefault(origin, op)
+        if op.func is torch.ops.aten.split.Tensor:  # into equal parts
+            parts = [size for (name, _), size in op.sizes.items() if name == "split_sizes"]
+            for part in parts:
+                _unify_counts(units, parts[0].labels_NK, part.labels_NK, f"{op} into equal parts")
+    for source, op in fixed.items():
+        units.freeze(counted.get(source), f"attribute {source} counts it, and what must stay in {op}")
+
+
+def _unify_counts(units: Units, first: Labels, second: Labels, reason: str) -> None:
+    if len(first) == len(second):
+        units.unify((Dim(len(labels_NK), labels_NK) for labels_NK in (first, second)), reason)
 
 
 def _unused(trace: Trace) -> list[str]:

@@ -4,6 +4,8 @@ import copy
 import types
 from collections import OrderedDict
 from collections.abc import Callable
+from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from metaprune.errors import UnsupportedModelError
 from metaprune.graph.adapt import adapt
-from metaprune.graph.record import Source, TracedInt, tensors_in
+from metaprune.graph.record import Origin, SharedSource, Source, TracedInt, tensors_in
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -109,12 +111,13 @@ def twin(model: nn.Module, *, real: bool) -> nn.Module:
 
     other, memo = copy_with(model, replace)
     adapt(other)
+    _trace_objects(other, model)
     for path, module in other.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for name, item in list(vars(module).items()):
             if name not in _OWN:
-                vars(module)[name] = _traced(item, path, name)
+                vars(module)[name] = _traced(item, partial(Source, path, name))
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in hooks.items():
                 hooks[key] = _with_own_closure(hook, memo)
@@ -127,12 +130,40 @@ def original_of(tensor: Tensor) -> Tensor:
     return original
 
 
-def _traced(item: Any, path: str, name: str) -> Any:
+def _traced(item: Any, source: Callable[..., Origin]) -> Any:
     if type(item) is int:
-        return TracedInt(item, Source(path, name))
+        return TracedInt(item, source())
     if type(item) in (list, tuple) and item and all(type(entry) is int for entry in item):
-        return type(item)(TracedInt(entry, Source(path, name, k)) for k, entry in enumerate(item))
+        return type(item)(TracedInt(entry, source(k)) for k, entry in enumerate(item))
     return item
+
+
+def _trace_objects(model: nn.Module, original: nn.Module) -> None:
+    """Integers of plain objects that modules hold (configurations) remember where they live too."""
+    foreign = {id(item) for module in original.modules() for _, item in _objects(module)}
+    holders: dict[int, tuple[Any, dict[str, str]]] = {}
+    for path, module in model.named_modules():
+        for way, item in _objects(module):
+            if id(item) not in foreign:  # what could not be copied belongs to the user
+                holders.setdefault(id(item), (item, {}))[1].setdefault(path, way)
+    for item, by_module in holders.values():
+        for name, entry in list(vars(item).items()):
+            vars(item)[name] = _traced(entry, partial(SharedSource, by_module, name))
+
+
+def _objects(module: nn.Module) -> list[tuple[str, Any]]:
+    """Plain objects that a module holds, and those that these hold, each with the attributes that lead to it."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    found = [(name, item) for name, item in vars(module).items() if name not in _OWN and _is_plain_object(item)]
+    inner = [(f"{name}.{part}", item) for name, held in found for part, item in vars(held).items()]
+    return found + [(way, item) for way, item in inner if _is_plain_object(item)]
+
+
+def _is_plain_object(item: Any) -> bool:
+    if isinstance(item, (nn.Module, Tensor, type, types.ModuleType, types.FunctionType, types.MethodType, Enum)):
+        return False
+    return isinstance(getattr(item, "__dict__", None), dict) and not type(item).__module__.startswith("torch")
 
 
 def _with_own_closure(hook: Any, memo: dict[int, Any]) -> Any:

@@ -4,6 +4,10 @@
 ``zoo:NAME`` or ``NAME``     a network of :data:`metaprune.zoo.MODELS`
 ``timm:NAME``                ``timm.create_model(NAME)``, without its pretrained weights
 ``torchvision:NAME``         ``torchvision.models.get_model(NAME)``, likewise
+``hf:FOLDER``                a network of transformers from a local folder with ``config.json``, and its weights if the
+                             folder holds any as safetensors; nothing is downloaded
+``hf:CLASS``                 a model class (``LlamaForCausalLM``) or configuration class (``BertConfig``) of
+                             transformers; options are fields of the configuration
 ``package.module:factory``   any importable function, also from the current folder, that returns a module, or a module
                              and an example input
 ===========================  ==========================================================================================
@@ -13,6 +17,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +26,7 @@ from torch import Tensor, nn
 from metaprune.errors import ConfigError, InputError, MetapruneError, MissingExtraError, did_you_mean
 from metaprune.factory import FORM, import_factory, looks_importable
 from metaprune.zoo._base import MODELS, build
+from metaprune.zoo.from_config import example_inputs_of, holds_weights, is_language_model, model_from_config
 
 ExampleInputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
@@ -35,6 +41,7 @@ class SourceModel:
         example_inputs: Positional arguments of one call: a tensor, a tuple, or a dict of keyword arguments.
         task: ``"classification"`` or ``"language"``; a module of the user's may say so in an attribute ``task``.
         name: A short name for folders and reports.
+        trained: It came with weights.
     """
 
     spec: str
@@ -42,6 +49,7 @@ class SourceModel:
     example_inputs: ExampleInputs
     task: str
     name: str
+    trained: bool = False
 
 
 def resolve_model(
@@ -86,7 +94,10 @@ def resolve_model(
     holds_weights = not any(parameter.is_meta for parameter in found.module.parameters())
     if holds_weights and (input_shape is not None or options):
         _check_runs(spec, found.module, example)
-    return SourceModel(spec=spec, module=found.module, example_inputs=example, task=found.task, name=name)
+    name = Path(name).name if prefix == "hf" else name
+    return SourceModel(
+        spec=spec, module=found.module, example_inputs=example, task=found.task, name=name, trained=found.trained
+    )
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class _Found:
     module: nn.Module
     example_inputs: ExampleInputs | None
     task: str = "classification"
+    trained: bool = False
 
 
 def _from_zoo(name: str, options: dict[str, Any]) -> _Found:
@@ -120,20 +132,31 @@ def _from_torchvision(name: str, options: dict[str, Any]) -> _Found:
     return _Found(module, _random(2, 3, 224, 224))
 
 
+def _from_transformers(name: str, options: dict[str, Any]) -> _Found:
+    library = _import_extra("transformers", ", or metaprune with its extra: pip install 'metaprune[transformers]'")
+    module = model_from_config(library, name, options)
+    task = "language" if is_language_model(module) else "classification"
+    return _Found(module, example_inputs_of(module), task, holds_weights(name))
+
+
 SOURCES: dict[str, Callable[[str, dict[str, Any]], _Found]] = {
     "zoo": _from_zoo,
     "timm": _from_timm,
     "torchvision": _from_torchvision,
+    "hf": _from_transformers,
 }
 
 
-def _import_extra(library: str) -> Any:
+_PREFIXES = {"transformers": "hf"}
+
+
+def _import_extra(library: str, otherwise: str = "") -> Any:
     try:
         return importlib.import_module(library)
     except ImportError as error:
         raise MissingExtraError(
-            f"`{library}:` models need the library {library}, which cannot be imported ({error}). "
-            f"Install it with: pip install {library}"
+            f"`{_PREFIXES.get(library, library)}:` models need the library {library}, which cannot be imported "
+            f"({error}). Install it with: pip install {library}{otherwise}"
         ) from error
 
 
@@ -188,9 +211,17 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _example_of_shape(shape: tuple[int, ...], found: _Found) -> Tensor:
-    if isinstance(found.example_inputs, Tensor) and not found.example_inputs.is_floating_point():
-        ids = int(found.example_inputs.max()) + 1  # the largest range that is known to be legal
+def _example_of_shape(shape: tuple[int, ...], found: _Found) -> ExampleInputs:
+    if isinstance(found.example_inputs, dict):  # the shape is that of the main input; others follow its batch
+        (main, first), *others = found.example_inputs.items()
+        rest = {name: tensor[:1].repeat(shape[0], *[1] * (tensor.ndim - 1)) for name, tensor in others}
+        return {main: _like(first, shape), **rest}
+    return _like(found.example_inputs if isinstance(found.example_inputs, Tensor) else torch.zeros(0), shape)
+
+
+def _like(example: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if not example.is_floating_point():
+        ids = int(example.max()) + 1  # the largest range that is known to be legal
         return torch.randint(ids, shape, generator=torch.Generator().manual_seed(0))
     return _random(*shape)
 

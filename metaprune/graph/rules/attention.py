@@ -36,6 +36,7 @@ def attention(call: Call) -> Dims | list[Dims]:
     call.sum_over(with_zero(width, query[-1].zero or key[-1].zero))
     if call.get("scale") is None:  # taken from the size; the masked network keeps it
         call.constants["scale", None] = query[-1].size ** -0.5
+        call.computed_from(width)
     mask = call.get("attn_mask", call.get("attn_bias"))
     if mask is not None:
         for k, dim in enumerate(reversed(call.dims(mask))):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from metaprune.graph.axes import Dim
 from metaprune.graph.record import Dims
-from metaprune.graph.rules._base import fixed, output, rule, with_zero
+from metaprune.graph.rules._base import fixed, freeze_all, is_zero, output, rule, with_zero
 from metaprune.graph.trace import Call
 
 
@@ -99,6 +99,25 @@ def matmul(call: Call) -> Dims:
 
     result = batch + ("" if left.ndim == 1 else "i") + ("" if right.ndim == 1 else "o")
     return contract(call, [left, right], [term(left, "ik"), term(right, "ko")], result)
+
+
+@rule("_grouped_mm")
+def grouped_mm(call: Call) -> Dims:
+    """x (S, I) in groups of rows that end at `offs` (E,), weight (E, I, O) -> (S, O): each group has its own weight."""
+    x, weight = call["self"], call["mat2"]
+    if x.ndim != 2 or weight.ndim != 3 or call.get("bias") is not None:
+        freeze_all(call)
+        return fixed(output(call).shape)
+    call.freeze(
+        call.dims(x)[0], call.dims(weight)[0], *call.dims(call["offs"]), reason=f"grouped by value in {call.where}"
+    )
+    inner, made = call.dims(weight)[1:]
+    inner = with_zero(call.unify(call.dims(x)[1], inner), is_zero(call.dims(x)[1]) or is_zero(inner))
+    call.sum_over(inner)
+    call.consumes(x, 1)
+    call.consumes(weight, 1)
+    call.macs(call.dims(x)[0], inner, made)
+    return (with_zero(call.dims(x)[0], False), made)
 
 
 @rule("mv")

@@ -201,7 +201,11 @@ def select(call: Call) -> Dims:
     if part is not None:
         return part
     dims = call.dims(call["self"])
-    call.freeze(dims[at], reason=f"a single position is picked in {call.where}")
+    index = call["index"]
+    here = positive(index, dims[at].size)
+    picked = _rows(dims[at], here, here + 1)
+    call.units.freeze(picked, f"a single position is picked in {call.where}")
+    call.counts("index", _rows(dims[at], 0, here) if index >= 0 else _rows(dims[at], here, dims[at].size))
     return (*dims[:at], *dims[at + 1 :])
 
 
@@ -282,6 +286,7 @@ def repeat_interleave(call: Call) -> Dims:
     copies = call.units.dim(call["repeats"], zero=False)
     call.counts("repeats", copies)
     dims[at] = call.units.merge([dims[at], copies])
+    call.counts("output_size", dims[at])
     return tuple(dims)
 
 
