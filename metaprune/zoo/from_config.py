@@ -1,9 +1,12 @@
 """Networks of the transformers library, from a configuration or a folder, and inputs that fit them. Always offline.
 
 ``hf:LlamaForCausalLM`` is that class with its default configuration, ``hf:BertConfig`` the plain network of that
-configuration, ``hf:FOLDER`` what a folder with ``config.json`` describes, with its weights if it holds any.
+configuration, ``hf:FOLDER`` what a folder with ``config.json`` describes, with its weights if it holds any. Without
+weights the network is random; a large one (the default Llama has 7 billion parameters) stays without weights, which is
+enough to look at it.
 """
 
+import copy
 import inspect
 import json
 from collections.abc import Mapping
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 
 from metaprune.errors import ConfigError, did_you_mean
 
+LARGE = 4 * 2**30  # bytes of parameters above which a random network comes without weights, on the meta device
 TOKENS = 12  # length of example texts
 FRAMES = 24  # length of example sounds, in what the network makes of them
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # options of the network, not of its size
@@ -70,7 +74,9 @@ def _from_folder(library: Any, folder: Path, options: Mapping[str, Any]) -> nn.M
             safe = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
             module: nn.Module = kind.from_pretrained(folder, config=config, **safe, **chosen)
         else:
-            module = (kind.from_config if kind is library.AutoModel else kind._from_config)(config, **chosen)
+            module = _random_network(
+                kind.from_config if kind is library.AutoModel else kind._from_config, config, chosen
+            )
     except Exception as error:
         raise ConfigError(f"no network could be made from {folder}: {type(error).__name__}: {error}.") from error
     return module
@@ -84,12 +90,22 @@ def holds_weights(name: str) -> bool:
 def _built(factory: Any, name: str, kind: Any, options: Mapping[str, Any]) -> nn.Module:
     fields, chosen = _parted(kind, kind(), options)
     try:
-        module: nn.Module = factory(kind(**fields), **chosen)
+        module = _random_network(factory, kind(**fields), chosen)
     except Exception as error:
         raise ConfigError(
             f"'hf:{name}' could not be built with {dict(options)}: {type(error).__name__}: {error}."
         ) from error
     return module
+
+
+def _random_network(factory: Any, config: Any, chosen: Mapping[str, Any]) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            bare: nn.Module = factory(copy.deepcopy(config), **chosen)
+    except Exception:  # some read numbers while they are built
+        return factory(config, **chosen)
+    size = sum(parameter.nbytes for parameter in bare.parameters())
+    return bare if size > LARGE else factory(config, **chosen)
 
 
 def _parted(kind: Any, example: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -124,7 +124,7 @@ def test_layers_that_differ_have_a_configuration_of_their_own():
 
 
 def test_a_plan_is_replayed_on_a_fresh_network(tmp_path):
-    model, inputs, net = traced("qwen3")
+    _, inputs, net = traced("qwen3")
     plan = oracle.random_plan(net, 0)
     plan.save(tmp_path / "plan.json")
     slim = net.apply(plan)
@@ -181,6 +181,7 @@ def test_objects_that_layers_share_stay_shared_unless_their_sizes_part():
 def test_export(name, tmp_path):
     _, inputs, net = traced(name)
     slim = net.apply(oracle.random_plan(net, 0))
-    if getattr(slim, "can_generate", lambda: False)():
-        slim.config.use_cache = False
+    for module in slim.modules():
+        if hasattr(getattr(module, "config", None), "use_cache"):
+            module.config.use_cache = False  # a cache is no output of an ONNX file
     assert export(slim, inputs, tmp_path / "slim.onnx").max_error <= 1e-4

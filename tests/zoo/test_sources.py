@@ -97,7 +97,7 @@ def test_options_that_need_another_example_input():
         ("zoo:cifar_resnet21", "Did you mean 'cifar_resnet"),
         ("cifar_resnet21", "Did you mean 'cifar_resnet"),
         ("zooo:mlp", "Did you mean 'zoo'"),
-        ("hf:some/folder", "Known: zoo:NAME, timm:NAME, torchvision:NAME, package.module:factory"),
+        ("huh:some/folder", "Known: zoo:NAME, timm:NAME, torchvision:NAME, hf:NAME, package.module:factory"),
         ("no_such_package.part:make", "neither a source of models nor a module"),
         ("zoo:", "no model is named ''"),
         ("", "no model is named ''"),
@@ -159,6 +159,12 @@ def test_missing_library_names_the_way_to_install_it(library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingExtraError, match=f"pip install {library}"):
         resolve_model(f"{library}:resnet18")
+
+
+def test_missing_transformers_names_the_way_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"pip install transformers, or .*metaprune\[transformers\]"):
+        resolve_model("hf:LlamaForCausalLM")
 
 
 class Small(nn.Module):
