@@ -1,5 +1,6 @@
 """Networks of transformers: traced, cut exactly, still able to generate, exported."""
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,20 @@ pytest.importorskip("transformers")
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
-every_model = pytest.mark.parametrize("name", list(MODELS))
+FAST = frozenset(
+    """albert bart beit bert clip convnext deberta_v2 detr dinov2 falcon gemma2 gpt2 gpt_neox llama mamba mamba2 mixtral
+    opt phi3 qwen2_moe qwen3 segformer swin t5 vit wav2vec2 whisper""".split()
+)
+
+
+def models(names: Iterable[str]) -> pytest.MarkDecorator:
+    """A test of each of these; those of further families are long."""
+    return pytest.mark.parametrize(
+        "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.long) for name in names]
+    )
+
+
+every_model = models(MODELS)
 CAUSAL = [name for name, model in MODELS.items() if "CausalLM" in model.kind or "LMHead" in model.kind]
 GENERATING = [*CAUSAL, "t5", "flan_t5", "bart", "whisper"]
 
@@ -83,7 +97,7 @@ def test_with_attention_step_by_step(name, seed):
     assert net.verify(plan).max_error <= 1e-4
 
 
-@pytest.mark.parametrize("name", GENERATING)
+@models(GENERATING)
 def test_the_cut_network_generates_with_its_cache(name):
     model, inputs, net = traced(name)
     slim = net.apply(oracle.random_plan(net, 0))
@@ -99,6 +113,16 @@ def test_the_cut_network_generates_with_its_cache(name):
     cached = torch.stack(new.logits, dim=1)
     assert cached.shape == whole.shape
     assert float((whole - cached).abs().max() / whole.abs().max()) <= 1e-4
+
+
+@models(GENERATING)
+def test_other_code_for_attention_finds_the_same_sizes(name):
+    _, inputs, net = traced(name)
+    slim: Any = net.apply(oracle.random_plan(net, 0))
+    with torch.no_grad():
+        before = oracle.call(slim, inputs)[0]
+        slim.set_attn_implementation("eager")
+        assert oracle.difference([before], [oracle.call(slim, inputs)[0]]) <= 1e-5
 
 
 def test_padded_texts_are_cut_exactly():

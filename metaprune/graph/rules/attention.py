@@ -24,7 +24,7 @@ def attention(call: Call) -> Dims | list[Dims]:
         heads, groups = call.unify(key[-3], value[-3]), query[-3].size // key[-3].size
         kv, inside = call.split(query[-3], [heads.size, groups])
         call.unify(kv, heads)
-        call.computed_from(inside)  # elsewhere, code may repeat the keys itself, by a number that this call does not get
+        call.computed_from(inside)  # code may repeat the keys itself elsewhere, by a number that is not seen here
         batch = [query[-3]]
     else:
         batch = [call.unify(*parts) for parts in zip(query[:-2], key[:-2], value[:-2])][-1:] if len(query) > 2 else []
