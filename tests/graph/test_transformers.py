@@ -82,7 +82,10 @@ def test_an_oracle_agrees_where_zeroing_is_exact(name, seed):
     plan = oracle.random_plan(net, seed, axes=[axis for axis in net.axes if not axis.changes])
     if not plan.edits:
         pytest.skip("every axis changes statistics")
-    slim = net.apply(plan)
+    cut = net.cut(plan)
+    if cut.way == "graph":  # it leaves out the buffers that nothing reads
+        pytest.skip("made from the recorded calls, see test_the_cut_network_is_the_masked_one")
+    slim = cut.module
     wanted = oracle.masked(build(MODELS[name])[0], oracle.kept_positions(model, slim))
     with torch.no_grad():
         assert oracle.difference(oracle.call(wanted, inputs), oracle.call(slim, inputs)) <= 1e-4

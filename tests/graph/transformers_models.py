@@ -44,12 +44,14 @@ def build(model: Model, attention: str = "sdpa", seed: int = 0) -> tuple[nn.Modu
         made.set_experts_implementation("batched_mm")  # any width, where grouped products want multiples
     with torch.no_grad():
         for name, parameter in made.named_parameters():
+            count = parameter.numel()  # the oracle tells entries apart, so no two of a tensor are alike
+            noise = ((torch.randperm(count) * 2 + 1) / count - 1).view_as(parameter)
             if parameter.ndim < 2:  # as made, norms have weights of one and biases of zero, which hides mistakes
-                parameter.add_(torch.rand_like(parameter) * 0.4 - 0.2)
+                parameter.add_(noise * 0.2)
             elif name.endswith(("layer_scale_parameter", "lambda1")):
-                parameter.add_(torch.rand_like(parameter))
+                parameter.add_(noise)
             else:
-                parameter.copy_(torch.randn_like(parameter) * 0.6 / max(parameter.shape[-1], 1) ** 0.5)
+                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
     return made.eval(), example_inputs_of(made)
 
 
