@@ -2,9 +2,9 @@
 
 from metaprune.graph.axes import Axis, Dim
 from metaprune.graph.cost import Cost
+from metaprune.graph.dispatch import Call
 from metaprune.graph.network import Network, UnitSums, trace
 from metaprune.graph.rules import register_rule
-from metaprune.graph.trace import Call
 from metaprune.graph.verify import Verification
 
 __all__ = ["Axis", "Call", "Cost", "Dim", "Network", "UnitSums", "Verification", "register_rule", "trace"]

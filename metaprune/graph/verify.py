@@ -17,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metaprune.errors import UnsupportedModelError
 from metaprune.graph.adapt import adapt
 from metaprune.graph.axes import Alive
+from metaprune.graph.dispatch import bind
 from metaprune.graph.layout import Layout
 from metaprune.graph.record import Op, tensors_in
 from metaprune.graph.rules import find_rule
 from metaprune.graph.surgery import like
-from metaprune.graph.trace import ExampleInputs, bind, call_arguments
+from metaprune.graph.trace import ExampleInputs, call_arguments
 from metaprune.graph.twin import copy_with, named_tensors
 from metaprune.modes import evaluating
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from metaprune.errors import ConfigError, MetapruneError, RuleError
 from metaprune.graph.axes import Dim
+from metaprune.graph.dispatch import Call, Rule, fitting
 from metaprune.graph.record import Dims, tensors_in
-from metaprune.graph.trace import Call, Rule, fitting
 
 RULES: dict[str, Rule] = {}
 OWN_RULES: dict[str, Rule] = {}  # those of users

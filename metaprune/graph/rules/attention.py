@@ -1,8 +1,8 @@
 """Fused attention."""
 
+from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims, tensors_in
 from metaprune.graph.rules._base import fixed, is_zero, rule, with_zero
-from metaprune.graph.trace import Call
 
 
 @rule(

@@ -1,9 +1,9 @@
 """Convolutions of any rank: plain, grouped, depthwise, transposed."""
 
 from metaprune.graph.axes import Dim
+from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims
 from metaprune.graph.rules._base import fixed, is_zero, not_zero, output, rule, with_zero
-from metaprune.graph.trace import Call
 
 KERNEL = "kernel positions"
 

@@ -1,9 +1,9 @@
 """Tensors made inside the forward. Uniform ones shrink with whatever they meet; others have the size they have."""
 
 from metaprune.graph.axes import Dim
+from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims
 from metaprune.graph.rules._base import fixed, output, rule
-from metaprune.graph.trace import Call
 
 
 @rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided")

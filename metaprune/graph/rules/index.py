@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from metaprune.graph.axes import Dim
+from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims, tensors_in
 from metaprune.graph.rules._base import fixed, freeze_all, is_zero, not_zero, output, positive, rule, with_zero
-from metaprune.graph.trace import Call
 
 
 @rule("embedding")

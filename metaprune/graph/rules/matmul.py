@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from metaprune.graph.axes import Dim
+from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims
 from metaprune.graph.rules._base import fixed, freeze_all, is_zero, output, rule, with_zero
-from metaprune.graph.trace import Call
 
 
 def contract(call: Call, operands: Sequence[Tensor], terms: Sequence[str], result: str) -> Dims:

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from metaprune.graph.axes import Dim
+from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims
 from metaprune.graph.rules._base import fixed, is_zero, rule, with_zero
-from metaprune.graph.trace import Call
 
 
 def _scaled(call: Call, dim: Dim, *tensors: Tensor | None) -> Dim:

@@ -4,9 +4,9 @@ import numpy as np
 from torch import Tensor
 
 from metaprune.graph.axes import Dim
+from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims, tensors_in
 from metaprune.graph.rules._base import fixed, freeze_all, is_zero, rule, with_zero
-from metaprune.graph.trace import Call
 
 # f(0) = 0, so that a masked unit stays zero.
 _KEEPS_ZERO = frozenset(

@@ -1,9 +1,9 @@
 """Recurrent layers, each one call: all gates of a hidden unit are one unit, in every layer and direction."""
 
 from metaprune.graph.axes import Dim
+from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims, tensors_in
 from metaprune.graph.rules._base import fixed, not_zero, rule, with_zero
-from metaprune.graph.trace import Call
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 

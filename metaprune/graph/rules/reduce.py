@@ -3,10 +3,10 @@
 import torch
 
 from metaprune.graph.axes import Dim
+from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims, tensors_in
 from metaprune.graph.rules._base import dims_list, not_zero, rule, with_zero
 from metaprune.graph.rules.pointwise import pointwise
-from metaprune.graph.trace import Call
 
 
 def _reduced(call: Call, dims: Dims, chosen: list[int]) -> Dims | list[Dims]:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from metaprune.graph.axes import Dim, Grid, Labels
+from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims, tensors_in
 from metaprune.graph.rules._base import dims_list, fixed, freeze_all, is_zero, output, positive, rule, with_zero
-from metaprune.graph.trace import Call
 
 
 @rule("view", "_unsafe_view", "reshape", "view_copy", "_reshape_alias", "view_as", "reshape_as")

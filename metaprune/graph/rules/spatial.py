@@ -1,8 +1,8 @@
 """Calls that act on the last dimensions and leave the leading ones alone: pooling, resizing, sampling."""
 
+from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims, tensors_in
 from metaprune.graph.rules._base import fixed, rule
-from metaprune.graph.trace import Call
 
 _POOLS = [
     f"{kind}_pool{rank}d{suffix}"
