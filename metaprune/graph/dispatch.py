@@ -1,8 +1,8 @@
 """What a call to torch does while a network is traced: the dispatch mode, and the call as a rule sees it.
 
 Calls are seen at the highest level at which they are dispatched (``linear``, ``einsum``, ``lstm``,
-``scaled_dot_product_attention``), because the dispatcher is entered below autograd. A call without a rule is decomposed;
-one that cannot be decomposed freezes every dimension that it touches.
+``scaled_dot_product_attention``), because the dispatcher is entered below autograd. A call without a rule is
+decomposed; one that cannot be decomposed freezes every dimension that it touches.
 
 What is recorded of a call besides labels is what surgery must know of it: which of its integers are sizes of labelled
 dimensions (:attr:`Op.sizes`), and from which attributes of which modules those integers came (:attr:`Op.sources`).
