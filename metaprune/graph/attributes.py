@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 from torch import nn
@@ -68,12 +69,17 @@ def _solved(model: nn.Module, computed: list[tuple[Formula, int]], sizes: Mappin
 
 def held(model: nn.Module, source: Source) -> int | None:
     """The number that an attribute holds."""
-    item: Any = model.get_submodule(source.module)
+    item: Any = _module(model, source)
     for name in source.attribute.split("."):
         item = vars(item).get(name)
         if item is None:
             return None
     return item if source.index is None else item[source.index]
+
+
+def _module(model: nn.Module, source: Source) -> nn.Module:
+    """The module that a source names; `get_submodule` does not work on scripted ones."""
+    return reduce(getattr, filter(None, source.module.split(".")), model)
 
 
 def set_attributes(model: nn.Module, new: Mapping[Source, int]) -> None:
@@ -82,7 +88,7 @@ def set_attributes(model: nn.Module, new: Mapping[Source, int]) -> None:
     for source, size in new.items():
         if held(model, source) in (None, size):
             continue
-        item: Any = model.get_submodule(source.module)
+        item: Any = _module(model, source)
         *way, name = source.attribute.split(".")
         for step in way:
             inner = vars(item)[step]
