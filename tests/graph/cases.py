@@ -3490,3 +3490,16 @@ class guards_its_attributes(nn.Module):
 
     def forward(self, x):
         return self.b(self.a(x).view(-1, self.width))
+
+
+@case(flat(), free="a.weight:0 table:1", stuck="table:0", keep="order")
+class looked_up_by_part_of_a_buffer(nn.Module):
+    """Rows of a table are named by numbers cut out of a buffer, which surgery does not renumber."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out, self.table = nn.Linear(8, 6), nn.Linear(6, 3), nn.Parameter(torch.randn(4, 6))
+        self.register_buffer("order", torch.tensor([[3, 0, 2, 1, 3, 2], [0, 1, 2, 3, 0, 1]]))
+
+    def forward(self, x):
+        return self.out(self.a(x) * self.table[self.order[:, :5].reshape(-1)].sum(0))
