@@ -12,7 +12,7 @@ from torch import nn
 
 from metaprune.cli.screen import Watch
 from metaprune.cli.subject import Subject
-from metaprune.cli.summary import REPORT
+from metaprune.cli.summary import DENSE, DENSE_WEIGHTS, PRUNED, REPORT
 from metaprune.config import PruneOptions
 from metaprune.errors import InputError, MetapruneError, ResourceError
 from metaprune.export import Exported, Validation, export, validate
@@ -21,8 +21,6 @@ from metaprune.pipeline import TOLERANCE, Result
 from metaprune.recovery import Recovery
 from metaprune.report import Findings, write
 
-PRUNED, DENSE = "model.onnx", "dense.onnx"
-DENSE_WEIGHTS = "dense.safetensors"  # of runs that trained the dense network themselves
 BENCH_S = 2.0
 _REFERENCE_S = 30.0  # patience with ONNX's own evaluator, which is slow on large networks
 

@@ -102,7 +102,7 @@ def _train(subject: "Subject", run: "Run", watch: "Watch") -> "nn.Module":
     """The dense network, trained as if it came from somebody else, and kept beside the result."""
     from safetensors.torch import save
 
-    from metaprune.cli.delivery import DENSE_WEIGHTS
+    from metaprune.cli.summary import DENSE_WEIGHTS
     from metaprune.files import write_atomically
     from metaprune.recovery import Context, Finetune
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from metaprune.cli.delivery import DENSE_WEIGHTS
 from metaprune.cli.subject import Subject, read_subject
-from metaprune.cli.summary import OUTCOME
+from metaprune.cli.summary import DENSE_WEIGHTS, OUTCOME
 from metaprune.config import PruneOptions
 from metaprune.errors import InputError
 from metaprune.files import read_json

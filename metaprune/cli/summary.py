@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from metaprune.tracking import Tracker
 
 REPORT = "report.html"
+PRUNED, DENSE = "model.onnx", "dense.onnx"
+DENSE_WEIGHTS = "dense.safetensors"  # of runs that trained the dense network themselves
 OUTCOME = "outcome.json"  # the answer of the command, kept beside the result
 
 
@@ -32,7 +34,6 @@ def outcome(
     tracked: "Tracker",
 ) -> dict[str, Any]:
     """Everything that was found out, as plain data."""
-    from metaprune.cli.delivery import DENSE, DENSE_WEIGHTS, PRUNED
     from metaprune.tracking import without_password
 
     split = result.accuracy.get("dense")
@@ -187,7 +188,6 @@ def _next(options: "PruneOptions", delivery: "Delivery") -> list[str]:
     """Commands that make sense from here."""
     import shlex
 
-    from metaprune.cli.delivery import DENSE, PRUNED
     from metaprune.tracking import without_password
 
     commands = []
