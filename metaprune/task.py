@@ -53,9 +53,29 @@ class Classification(Task):
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"`0 <= label_smoothing < 1` must hold, but it is {self.label_smoothing}.")
 
+    def outputs(self, model: Callable[..., Any], batch: Batch) -> Tensor:
+        """The logits (N, classes)."""
+        return logits_of(model(batch[0]))
+
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Outputs are logits (N, classes), the second entry of the batch int64 labels (N,)."""
         return F.cross_entropy(outputs, batch[1], label_smoothing=self.label_smoothing)
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """What a classifier returns as scores: a tensor itself, or the entry ``logits`` of a container.
+
+    Raises:
+        ConfigError: It returns neither.
+    """
+    found = getattr(outputs, "logits", None) if not isinstance(outputs, dict) else outputs.get("logits")
+    scores = outputs if isinstance(outputs, Tensor) else found
+    if not isinstance(scores, Tensor):
+        raise ConfigError(
+            f"a classifier must return a tensor, or a container with `logits`, but returned a "
+            f"{type(outputs).__name__}. Use another task for this network."
+        )
+    return scores
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,20 @@ def test_a_loss_of_the_users_own(trained: nn.Module, example: torch.Tensor) -> N
     assert without_labels.edits
 
 
+def test_a_network_that_returns_a_container_goes_the_whole_way() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 8, "patch_size": 2, "num_channels": 1, "hidden_size": 24, "intermediate_size": 40}
+    config = transformers.ViTConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, num_labels=10)
+    model = transformers.ViTForImageClassification(config).eval()
+    options = {"data": data.load("digits"), "recovery": "finetune", "calibration": 256}
+    done = mp.prune(
+        model, torch.randn(2, 1, 8, 8), "macs=0.7", recovery_options={"epochs": 1, "distil": 0.5}, **options
+    )
+    assert done.after.macs <= 0.7 * done.before.macs
+    assert set(done.accuracy) == {"dense", "cut", "recovered"}
+    assert done.model(torch.randn(3, 1, 8, 8)).logits.shape == (3, 10)
+
+
 def test_resume_takes_the_plan_that_was_made(trained: nn.Module, example: torch.Tensor, tmp_path: Path) -> None:
     first = mp.prune(trained, example, "macs=0.5", data=DIGITS, criterion="random", folder=tmp_path, seed=1)
     again = mp.prune(trained, example, "macs=0.5", data=DIGITS, criterion="l2", folder=tmp_path, seed=1, resume=True)

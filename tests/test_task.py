@@ -1,5 +1,6 @@
 import sys
 import types
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -7,7 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from metaprune.errors import ConfigError
-from metaprune.task import Classification, CustomLoss, FeatureMatching, Task, resolve_task
+from metaprune.task import Classification, CustomLoss, FeatureMatching, Task, logits_of, resolve_task
+
+
+@dataclass
+class Named:
+    logits: torch.Tensor
+
 
 BATCH = (torch.randn(4, 3), torch.tensor([0, 1, 2, 1]))
 
@@ -57,3 +64,19 @@ def test_a_task_is_a_loss_and_little_else() -> None:
             return outputs.mean()
 
     assert Own().step(nn.Identity(), BATCH) == BATCH[0].mean()
+
+
+@pytest.mark.parametrize("wrap", [lambda scores: scores, lambda scores: {"logits": scores}, Named])
+def test_logits_may_stand_in_a_container(wrap):
+    scores = torch.randn(3, 4)
+    batch = (torch.randn(3, 2), torch.tensor([0, 1, 2]))
+    task = Classification()
+    outputs = task.outputs(lambda x: wrap(scores), batch)
+    assert outputs is scores
+    assert task.loss(outputs, batch) == F.cross_entropy(scores, batch[1])
+
+
+@pytest.mark.parametrize("outputs", [(torch.randn(3, 4),), {"scores": torch.randn(3, 4)}, None])
+def test_a_classifier_without_logits_is_refused(outputs):
+    with pytest.raises(ConfigError, match=f"`logits`, but returned a {type(outputs).__name__}"):
+        logits_of(outputs)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metaprune.errors import InputError
+from metaprune.task import logits_of
 
 _Z = 1.959963984540054  # 97.5 % point of the standard normal: every interval here is a 95 % one
 
@@ -121,7 +122,7 @@ class Paired:
 
 
 def accuracy(
-    predict: Callable[[Tensor], Tensor],
+    predict: Callable[[Tensor], Any],
     split: Split,
     *,
     batch_size: int = 500,
@@ -130,7 +131,8 @@ def accuracy(
     """Top-1 accuracy of `predict` on every sample of `split`.
 
     Args:
-        predict: Inputs (n, ...) to scores (n, classes); a module in eval mode, or any function.
+        predict: Inputs (n, ...) to scores (n, classes), or to a container with such ``logits``; a module in eval mode,
+            or any function.
         split: The samples.
         batch_size: Samples per call.
         progress: Called after every batch with the samples done and the samples in all.
@@ -148,7 +150,7 @@ def accuracy(
     done = 0
     with torch.inference_mode():
         for x, y in split.batches(batch_size):
-            score_NC = predict(x)
+            score_NC = logits_of(predict(x))
             if score_NC.ndim != 2 or len(score_NC) != len(y):
                 raise InputError(
                     f"scores must have the shape ({len(y)}, classes), but they have {tuple(score_NC.shape)}. "

@@ -114,7 +114,10 @@ def _parted(kind: Any, example: Any, options: Mapping[str, Any]) -> tuple[dict[s
     Raises:
         ConfigError: An option is neither.
     """
-    known = [*example.to_dict(), *getattr(kind, "attribute_map", {}), *_IMPLEMENTATIONS]
+    settable = [
+        name for name, item in inspect.getmembers(kind) if isinstance(item, property) and item.fset
+    ]  # e.g. num_labels
+    known = [*example.to_dict(), *getattr(kind, "attribute_map", {}), *settable, *_IMPLEMENTATIONS]
     for option in options:
         if option not in known:
             raise ConfigError(f"{kind.__name__} has no field {option!r}.{did_you_mean(option, known)}")
