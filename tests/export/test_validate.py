@@ -241,6 +241,13 @@ def test_truth_is_float64_and_the_network_stays(conv: nn.Module) -> None:
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_what_float32_cannot_compute_proves_no_file() -> None:
+    """Ten times torch's own error would be half of the output."""
+    truth = Truth(single={"y": np.array([1.05, 2.0], np.float32)}, double={"y": np.array([1.0, 2.0])})
+    assert truth.deviation({"y": np.array([1.01, 2.0])}).passed
+    assert not truth.deviation({"y": np.array([1.3, 2.0])}).passed
+
+
 def test_integers_must_be_equal_and_missing_numbers_match() -> None:
     truth = Truth(single={"index": np.array([1, 2])})
     assert truth.deviation({"index": np.array([1, 2])}).passed
