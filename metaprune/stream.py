@@ -104,7 +104,7 @@ class Chosen:
             write_atomically(folder / "example.safetensors", save(tensors, {"kind": kind}))
         before, after = figures(network, None, ()), figures(network, self.plan, ())
         content = {"schema": SCHEMA, "network": network.fingerprint, "before": asdict(before), "after": asdict(after)}
-        content |= {"error_max": None, "streamed": True, "surgery": {"way": self.cut.way, "reason": self.cut.reason}}
+        content |= {"error_max": None, "streamed": True, "surgery": self.cut.to_json()}
         content |= {"seconds": self.seconds}
         write_atomically(folder / "result.json", json.dumps(content, indent=1).encode())
         return Streamed(

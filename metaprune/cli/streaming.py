@@ -10,7 +10,7 @@ from metaprune.cli.answer import answer
 from metaprune.cli.course import Order
 from metaprune.cli.failure import Interrupted
 from metaprune.cli.screen import Screen
-from metaprune.cli.summary import OUTCOME
+from metaprune.cli.summary import OUTCOME, plan_told
 from metaprune.config import PruneOptions
 from metaprune.errors import ConfigError
 from metaprune.factory import import_rules
@@ -85,7 +85,6 @@ def _check_options(options: PruneOptions) -> str:
 
 
 def _outcome(order: Order, source: SourceModel, done: Streamed) -> dict[str, Any]:
-    kept = {name: len(ranks) for name, ranks in done.plan.draft().keep.items()}
     detail = "the cut network makes the calls of the dense one with the predicted sizes; it was not run."
     return answer(
         order.command,
@@ -100,15 +99,8 @@ def _outcome(order: Order, source: SourceModel, done: Streamed) -> dict[str, Any
         criterion=done.plan.made_by["criterion"],
         allocator=done.plan.made_by["allocator"],
         recovery=[],
-        plan={
-            "made_by": dict(done.plan.made_by),
-            "axes": [
-                {"name": axis.name, "size": axis.size, "kept": kept.get(axis.name, axis.size)}
-                for axis in done.network.axes
-                if axis.prunable
-            ],
-        },
-        surgery={"way": done.cut.way, "reason": done.cut.reason, "checked": done.cut.checked},
+        plan=plan_told(done.plan, done.network),
+        surgery=done.cut.to_json(),
         accuracy={},
         difference=None,
         latency=None,

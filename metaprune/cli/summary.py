@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from metaprune.cli.delivery import Delivery
     from metaprune.cli.subject import Subject
     from metaprune.config import PruneOptions
+    from metaprune.graph import Network
     from metaprune.pipeline import Figures, Result
+    from metaprune.plans import Plan
     from metaprune.recovery import Recovery
     from metaprune.tracking import Tracker
 
@@ -22,6 +24,17 @@ REPORT = "report.html"
 PRUNED, DENSE = "model.onnx", "dense.onnx"
 DENSE_WEIGHTS = "dense.safetensors"  # of runs that trained the dense network themselves
 OUTCOME = "outcome.json"  # the answer of the command, kept beside the result
+
+
+def plan_told(plan: "Plan", network: "Network") -> dict[str, Any]:
+    """How a plan was made, and what it leaves of every axis, as plain data."""
+    kept = {name: len(ranks) for name, ranks in plan.draft().keep.items()}
+    axes = [
+        {"name": axis.name, "size": axis.size, "kept": kept.get(axis.name, axis.size)}
+        for axis in network.axes
+        if axis.prunable
+    ]
+    return {"made_by": dict(plan.made_by), "axes": axes}
 
 
 def outcome(
@@ -37,7 +50,6 @@ def outcome(
     from metaprune.tracking import without_password
 
     split = result.accuracy.get("dense")
-    kept = {name: len(ranks) for name, ranks in result.plan.draft().keep.items()}
     folder = delivery.folder
     names = (PRUNED, DENSE, "model.safetensors", DENSE_WEIGHTS, "example.safetensors", "plan.json", "result.json")
     files = {name: str(folder / name) for name in names if (folder / name).exists()}
@@ -63,14 +75,7 @@ def outcome(
             {"name": recovery.name, "seconds": done.seconds, "notes": list(done.notes), "history": list(done.history)}
             for recovery, done in zip(recoveries, result.recovered, strict=True)
         ],
-        plan={
-            "made_by": dict(result.plan.made_by),
-            "axes": [
-                {"name": axis.name, "size": axis.size, "kept": kept.get(axis.name, axis.size)}
-                for axis in result.network.axes
-                if axis.prunable
-            ],
-        },
+        plan=plan_told(result.plan, result.network),
         surgery=dict(result.surgery),
         accuracy={name: found.to_json() for name, found in result.accuracy.items()},
         difference=None if result.difference is None else result.difference.to_json(),

@@ -13,10 +13,8 @@ from metaprune.graph.layout import Layout
 from metaprune.graph.record import Formula, Op, Source
 
 
-def new_attributes(
-    model: nn.Module, layout: Layout, alive: Alive, ops: Iterable[Op], *, agreed: bool = True
-) -> dict[Source, int]:
-    """Attributes that hold sizes which these calls read, with their new values; if `agreed`, all want the same.
+def new_attributes(model: nn.Module, layout: Layout, alive: Alive, ops: Iterable[Op]) -> dict[Source, int]:
+    """Attributes that hold sizes which these calls read, with their new values.
 
     Raises:
         UnsupportedModelError: One attribute would have to hold two sizes.
@@ -34,7 +32,7 @@ def new_attributes(
                     computed.append((source, wanted))
                     continue
                 known, first = new.setdefault(source, (wanted, op))
-                if agreed and known != wanted:
+                if known != wanted:
                     raise UnsupportedModelError(
                         f"attribute {source} must hold one size, but would become {known} for {first} and {wanted} for "
                         f"{op}."

@@ -69,6 +69,8 @@ class _Rewriter:
         self.nodes: dict[int, fx.Node] = {}
         self.bundles: dict[int, Bundle] = {}
         self.batch_of = _with_batch(model, example_inputs, self.trace)
+        self.last_read = {number: op.index for op in self.trace.ops for number in op.inputs}
+        self.last_read |= dict.fromkeys(self.trace.outputs, len(self.trace.ops))
         self._first: fx.Node | None = None
         self._batch: fx.Node | None = None
         self._device: fx.Node | None = None
@@ -181,29 +183,30 @@ class _Rewriter:
         own = type(module).__module__.startswith("torch.nn.modules") and not list(module.children())
         own = own or isinstance(module, nn.modules.batchnorm._BatchNorm)  # it must know training from evaluation
         hooks = module._forward_hooks or module._forward_pre_hooks
-        inner = {number for op in self.trace.ops[call.start : call.stop] for number in op.outputs}
-        given = set(refs_in(call.result))
-        later = {number for op in self.trace.ops[call.stop :] for number in op.inputs} | set(self.trace.outputs)
-        whole = not (inner - given) & later
-        return own and not hooks and whole and not isinstance(module, SizedMultiheadAttention) and self._fits(call)
+        if not own or hooks or isinstance(module, SizedMultiheadAttention):
+            return False
+        inner = {number for op in self._ops(call) for number in op.outputs} - set(refs_in(call.result))
+        return all(self.last_read.get(number, -1) < call.stop for number in inner) and self._fits(call)
+
+    def _ops(self, call: ModuleCall) -> list[Op]:
+        return self.trace.ops[call.start : call.stop]
 
     def _fits(self, call: ModuleCall) -> bool:
-        """Bring the sizes that a layer holds in step; False where it has them from elsewhere."""
-        ops = self.trace.ops[call.start : call.stop]
+        """Whether a layer holds the sizes that it computes with, and its calls want the same."""
         try:
-            new = new_attributes(self.slim, self.layout, self.alive, ops)
+            new_attributes(self.slim, self.layout, self.alive, self._ops(call))
         except UnsupportedModelError:
             return False
-        for op in ops:
+        for op in self._ops(call):
             for path, size in op.sizes.items():
                 changed = self.layout.count(size.labels_NK, self.alive) != abs(size.value)
                 origins = op.sources_of(path, size.value)
                 if changed and [getattr(origin, "module", None) for origin in origins] != [call.path]:
                     return False
-        set_attributes(self.slim, new)
         return True
 
     def _layer(self, call: ModuleCall) -> None:
+        set_attributes(self.slim, new_attributes(self.slim, self.layout, self.alive, self._ops(call)))
         node = self.graph.call_module(call.path, self._nodes(call.args), self._nodes(call.kwargs))
         self._bind(call.result, node)
 

@@ -84,7 +84,6 @@ def cut(
         )
     try:
         parts = sliced_copy(model, layout, alive, tensors)
-        set_attributes(parts, new_attributes(parts, layout, alive, layout.trace.ops, agreed=False))
         slim, same_calls = rewritten(model, parts, layout, alive, example_inputs)
         _set_standard_attributes(slim)
         if same_calls:

@@ -3503,3 +3503,34 @@ class looked_up_by_part_of_a_buffer(nn.Module):
 
     def forward(self, x):
         return self.out(self.a(x) * self.table[self.order[:, :5].reshape(-1)].sum(0))
+
+
+@case(sequence(), free="table:1", stuck="table:0")
+class positions_behind_the_example(nn.Module):
+    """Rows that this example does not reach; a longer one would."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out, self.table = nn.Linear(8, 6), nn.Linear(6, 3), nn.Parameter(torch.randn(11, 6))
+
+    def forward(self, x):
+        return self.out(self.a(x) + self.table[: x.shape[1]])
+
+
+class RemembersItsInput(nn.BatchNorm1d):
+    def forward(self, x):
+        self.doubled = 2 * x
+        return super().forward(self.doubled)
+
+
+@case(flat(), free="a.weight:0")
+class reads_what_a_layer_kept(nn.Module):
+    """A literal makes the calls be rewritten, in which a value from inside of a layer is needed outside of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.out = nn.Linear(8, 6), RemembersItsInput(6), nn.Linear(12, 3)
+
+    def forward(self, x):
+        y = self.norm(self.a(x))
+        return self.out(torch.cat([y, self.norm.doubled], 1).reshape(len(x), 12))

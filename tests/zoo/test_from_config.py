@@ -103,3 +103,9 @@ def test_example_inputs(name, shapes):
 def test_a_shape_replaces_that_of_the_main_input():
     found = resolve_model("hf:LlamaForCausalLM", input_shape=(3, 7), options=TINY)
     assert found.example_inputs["input_ids"].shape == (3, 7)
+
+
+def test_an_option_may_be_a_property_of_the_configuration() -> None:
+    options = {"image_size": 8, "patch_size": 4, "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2}
+    found = resolve_model("hf:ViTForImageClassification", options={**options, "num_labels": 7})
+    assert found.module.classifier.out_features == 7
