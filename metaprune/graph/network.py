@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,11 @@ from torch.optim import Optimizer
 from metaprune.errors import ConfigError, InputError, UnsupportedModelError, did_you_mean
 from metaprune.graph.axes import Alive, Axis, Dim
 from metaprune.graph.branches import Branches
+from metaprune.graph.convert import from_graph, to_graph
 from metaprune.graph.cost import Cost, CostModel
 from metaprune.graph.layout import Layout, build_layout
 from metaprune.graph.optimizer import sliced_optimizer
+from metaprune.graph.places import Places, find_places
 from metaprune.graph.record import Op, Trace, tensors_in
 from metaprune.graph.rehearsal import rehearsed
 from metaprune.graph.rules import find_rule
@@ -31,6 +34,11 @@ from metaprune.graph.twin import named_tensors
 from metaprune.graph.verify import Verification, compare
 from metaprune.graph.why import Why, explain
 from metaprune.plans import Draft, Plan
+
+if TYPE_CHECKING:
+    from collections import OrderedDict
+
+    from torch_geometric.data import HeteroData
 
 UNCHECKED_TOLERANCE = 1e-4
 PIECE = 1 << 22  # entries of a tensor that are worked on at once
@@ -167,6 +175,41 @@ class Network:
                 ranks = torch.from_numpy(rank[owner == index])
                 total_U = torch.zeros(axis.size, dtype=torch.float64).index_add_(0, ranks, total_N[here])
                 yield axis.name, UnitSums(binding, total_U, entries // max(dim.size, 1) * len(here) / axis.size)
+
+    # ---- graph -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def places(self) -> Places:
+        """Where every parameter and buffer sits in the graph."""
+        return find_places(self._layout)
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Further names of tied parameters and buffers -> the first name."""
+        return self._layout.trace.aliases
+
+    def to_graph(self, dense: bool | None = None) -> "HeteroData":
+        """The network as a graph: units and their typed features, weights as edges, axes, coupling and structure.
+
+        Args:
+            dense: Keep the weights as blocks that are views of the parameters, without a list of edges; None means
+                for networks of at least four million entries. :mod:`metaprune.graph.convert` describes both.
+
+        Returns:
+            A :class:`torch_geometric.data.HeteroData`. :meth:`from_graph` is its inverse.
+        """
+        return to_graph(self, dense)
+
+    def from_graph(self, graph: "HeteroData") -> "OrderedDict[str, Tensor]":
+        """The state dict that a graph of this network stands for; bit for bit the one that it was made of.
+
+        Args:
+            graph: What :meth:`to_graph` gave, edited, moved or loaded since.
+
+        Raises:
+            InputError: It was made of another network, or its tensors are not those of this one.
+        """
+        return from_graph(self, graph)
 
     # ---- cost ------------------------------------------------------------------------------------------------------
 
