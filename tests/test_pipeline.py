@@ -203,5 +203,5 @@ def test_resnet20_on_real_images_beats_chance_by_far(cifar10: Path, cifar10_weig
     zoo.load_weights(model, cifar10_weights / "cifar10_resnet20.safetensors")
     images = data.load(f"cifar10:{cifar10}")
     result = mp.prune(model, next(images.train.batches(2))[0], "macs=0.5", data=images)
-    assert result.after.metrics["accuracy"] > 70
+    assert result.after.metrics["accuracy"] > 60
     assert result.verification.max_error < 1e-5

@@ -50,6 +50,7 @@ def check_calls(layout: Layout, alive: Alive, after: Trace, *, by_module: bool =
         for number, twin in zip(old.outputs, new.outputs, strict=True):
             _right_result(layout, alive, old, number, after, twin)
             numbers[number] = twin
+    _same_memory(before, after, numbers)
     if len(before.ops) != len(after.ops):
         raise OtherCallsError(
             f"the cut network must make {len(before.ops)} calls as the dense one does, but makes {len(after.ops)}."
@@ -153,6 +154,40 @@ def size_left(layout: Layout, alive: Alive, op: Op, dim: Dim) -> int:
             f"{op} must give parts of one size, but they would become {' and '.join(map(str, sorted(sizes)))}."
         )
     return sizes.pop()
+
+
+def _same_memory(before: Trace, after: Trace, numbers: dict[int, int]) -> None:
+    """What a call changes in place must be read as often: a reshape may copy at one size and give a view at another."""
+    writing = [(old, new) for old, new in zip(before.ops, after.ops) if old.written()]
+    if not writing:
+        return
+    dense, slim, known = _Memory(before), _Memory(after), set(numbers.values())
+    for old, new in writing:
+        for number in old.written():
+            changed = {numbers[other] for other in dense.changed(old, number)}
+            if changed != slim.changed(new, numbers[number]) & known:
+                raise UnsupportedModelError(
+                    f"{old} must change the same tensors in place once cut, but changes others: something before it "
+                    "copies at one size and gives a view at another. Keep more units, or write `clone()` there."
+                )
+
+
+class _Memory:
+    """Which values share memory, when each is made, and when it is read last."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._made = {number: op.index for op in trace.ops for number in op.outputs}
+        self._last = {number: op.index for op in trace.ops for number in op.inputs}
+        self._last |= dict.fromkeys(trace.outputs, len(trace.ops))
+        self._sharing: dict[int, list[int]] = {}
+        for value in trace.values:
+            self._sharing.setdefault(value.storage, []).append(value.index)
+
+    def changed(self, op: Op, number: int) -> set[int]:
+        """Values made before a call that writes into `number`, in the same memory, and read after it."""
+        sharing = self._sharing[self._trace.values[number].storage]
+        return {other for other in sharing if self._made.get(other, -1) < op.index < self._last.get(other, -1)}
 
 
 def _name(path: Path) -> str:

@@ -187,7 +187,10 @@ class Tracer(TorchDispatchMode):
 
     def value(self, tensor: Tensor) -> Value:
         """What is known of a tensor; one that comes from nowhere is a constant of fixed size."""
-        value: Value | None = getattr(tensor, "_metaprune_value", None) or self._foreign.get(id(tensor))
+        value: Value | None = getattr(tensor, "_metaprune_value", None)
+        if value is not None and (value.index >= len(self.values) or self.values[value.index] is not value):
+            value = None  # made in another run, and kept by a cache of the code
+        value = value or self._foreign.get(id(tensor))
         if value is None:
             original = original_of(tensor)
             if original is tensor and tensor.device.type == "meta" and not self.real:

@@ -262,6 +262,12 @@ class Op:
     def __str__(self) -> str:
         return f"{self.name} at {self.module or 'the top level'}"
 
+    def written(self) -> list[int]:
+        """The operands that it writes into."""
+        schema = self.func._schema.arguments
+        named = [item.name for item in schema if item.alias_info and item.alias_info.is_write]
+        return [number for name in named for number in refs_in(self.arguments[name])]
+
     def sources_of(self, path: Path, value: int) -> list[Source | Formula]:
         """Where an argument comes from: by place where the call passes its integers on, else by value."""
         placed = self.placed_sources()

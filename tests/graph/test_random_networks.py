@@ -24,7 +24,10 @@ COUNTED_BY_NOBODY = {"recurrent", "bilinear"}  # torch's counter does not know t
 COUNTED_OTHERWISE = {"mv", "dot", "addbmm", "batch_gram", "einsum_outer", "einsum_three", "einsum_sum"}
 REORDERED = {"roll_all", "rotary", "stack_unbind", "ones_cat", "shift", "swap"}  # with ``move``
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),
+    pytest.mark.filterwarnings("ignore:index_reduce"),
+]
 quiet = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None, print_blob=False)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaprune.edits import SetWeight
+from metaprune.edits import Keep, SetWeight
 from metaprune.errors import ConfigError, UnsupportedModelError
 from metaprune.graph import trace
 from metaprune.plans import Plan
@@ -298,3 +298,29 @@ def test_a_cut_network_can_be_copied_saved_and_loaded(tmp_path):
     twin.load_state_dict(torch.load(tmp_path / "slim.pt", weights_only=True))
     with torch.no_grad():
         assert torch.equal(twin(inputs), slim(inputs))
+
+
+class ChangesACopy(nn.Module):
+    """A reshape that copies while both dimensions of a grid are wide, and gives a view where one is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(5, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        grid = self.first(x).unflatten(1, (2, -1))
+        shuffled = grid.transpose(1, 2).reshape(len(x), -1)
+        return self.second(F.relu_(shuffled)), self.third(F.gelu(grid.flatten(1)))
+
+
+def test_memory_that_only_the_cut_network_would_share_is_refused():
+    model, x = ChangesACopy(), torch.randn(4, 5)
+    net = trace(model, x)
+    columns = next(axis for axis in net.axes if axis.prunable and axis.size == 3)
+    for kept in ((0, 2), (1,)):
+        plan = Plan((Keep(columns.name, columns.size, kept),), net.fingerprint)
+        if len(kept) > 1:
+            assert net.verify(plan).max_error < 1e-5
+        else:
+            with pytest.raises(UnsupportedModelError, match="relu_ .* must change the same tensors in place"):
+                net.apply(plan)

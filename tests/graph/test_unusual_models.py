@@ -230,3 +230,22 @@ class Partial(Linears):
 
 def test_parameters_inside_a_partial_function_follow_the_cut():
     check(Partial(), torch.randn(2, 8))
+
+
+@functools.lru_cache
+def positions(size: int) -> torch.Tensor:
+    return torch.arange(size).flip(0).contiguous()
+
+
+class CachesTensors(Linears):
+    """Keeps a tensor that its forward makes for all models of the process."""
+
+    def forward(self, x):
+        return super().forward(x)[:, positions(3)]
+
+
+def test_what_code_caches_in_one_trace_is_a_constant_of_the_next():
+    positions.cache_clear()
+    for _ in range(2):
+        check(CachesTensors(), torch.randn(2, 8))
+    assert positions(3).tolist() == [2, 1, 0]
