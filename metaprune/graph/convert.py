@@ -4,7 +4,8 @@ The graph is a :class:`torch_geometric.data.HeteroData`:
 
 =====================================  =================================================================================
 ``unit``                               nodes, see :mod:`metaprune.graph.places`; ``axis``, ``rank``: -1 at joint ones
-``axis``                               one node an axis: ``size``, ``kind`` (of :data:`KINDS`), ``prunable``
+``axis``                               one node an axis: ``size``, ``kind`` (of :data:`KINDS`), ``prunable``, and
+                                       ``share``: the part of each quantity of cost that has it as a factor
 ``parameter``                          one node a parameter or buffer: ``type`` (of :data:`TYPES`), ``depth``,
                                        ``learnt``
 ``(unit, NAME, unit)``                 a tensor with two unit dimensions: edges from the units read to those made
@@ -96,6 +97,7 @@ def to_graph(network: "Network", dense: bool | None = None) -> "HeteroData":
     graph["axis"].size = torch.tensor([axis.size for axis in network.axes], dtype=torch.int64)
     graph["axis"].kind = torch.tensor([KINDS.index(axis.kind) for axis in network.axes], dtype=torch.int64)
     graph["axis"].prunable = torch.tensor([axis.prunable for axis in network.axes], dtype=torch.bool)
+    graph["axis"].share = torch.tensor([list(share.values()) for share in network.shares().values()]).view(-1, 4)
     each = list(places.places.values())
     number = {kind: k for k, kind in enumerate(TYPES)}
     graph["parameter"].num_nodes = len(each)

@@ -322,5 +322,5 @@ def test_memory_that_only_the_cut_network_would_share_is_refused():
         if len(kept) > 1:
             assert net.verify(plan).max_error < 1e-5
         else:
-            with pytest.raises(UnsupportedModelError, match="relu_ .* must change the same tensors in place"):
+            with pytest.raises(UnsupportedModelError, match=r"relu_ .* must change the same tensors in place"):
                 net.apply(plan)

@@ -1,0 +1,141 @@
+"""The default metanetwork: equivariant, an identity at first, and the same whatever the tiles."""
+
+import copy
+
+import pytest
+import torch
+
+from metaprune.errors import ConfigError
+from metaprune.graph import trace
+from metaprune.metanet import Metanet, PaperMetanet, Shape, read_blocks, written
+from metaprune.zoo import MODELS, build, example_inputs
+from tests.graph import oracle
+from tests.graph.cases import CASES, Case
+from tests.graph.random_networks import draw_program
+from tests.graph.test_random_networks import Rolled
+
+SHAPE = Shape(hidden=16, layers=2, heads=4, rank=3)
+
+
+def awake(metanet):
+    """A metanetwork that no longer starts from zero changes."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in metanet.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return metanet.double()
+
+
+def outputs(net, metanet, reads=None):
+    """Edited parameters by name in their own shape, and scores by axis."""
+    blocks = read_blocks(net.to_graph()).to(dtype=torch.float64)
+    with torch.no_grad():
+        if isinstance(metanet, PaperMetanet):
+            tensors, scores = metanet(blocks).tensors, torch.zeros(len(blocks.axis_U))
+        else:
+            state = metanet(blocks, reads, 0.4)
+            tensors, scores = metanet.edit(blocks, state), metanet.scores(blocks, state, reads, 0.4)
+    own = {name: net.places.places[name].write(tensor) for name, tensor in tensors.items()}
+    return own, {axis.name: scores[blocks.axis_U == k] for k, axis in enumerate(net.axes)}
+
+
+def check_equivariance(model, inputs, metanet):
+    net = trace(model, inputs)
+    tensors, scores = outputs(net, metanet)
+    checked = 0
+    for name, learnt in oracle.positions_of_units(net, model).items():
+        axis = net.axis(name)
+        order = torch.randperm(axis.size, generator=torch.Generator().manual_seed(axis.size)).tolist()
+        other = trace(oracle.permuted(copy.deepcopy(model), learnt, order), inputs)
+        seen, seen_scores = outputs(other, metanet)
+        torch.testing.assert_close(seen_scores[name], scores[name][order], atol=1e-6, rtol=1e-5)
+        edited = copy.deepcopy(model).double()
+        with torch.no_grad():
+            for key, tensor in oracle.named(edited).items():
+                if key in tensors:
+                    tensor.copy_(tensors[key])
+        wanted = oracle.named(oracle.permuted(edited, learnt, order))
+        for key, tensor in seen.items():
+            torch.testing.assert_close(tensor, wanted[key].detach(), atol=1e-6, rtol=1e-5)
+        checked += 1
+    return checked
+
+
+METANETS = {"default": lambda: Metanet(SHAPE), "paper": lambda: PaperMetanet(8, 2, 1.0, 1.0)}
+HARD = [
+    "concat_of_concat",
+    "grouped",
+    "grouped_transposed",
+    "squeeze_excite",
+    "shuffle_by_view",
+    "depthwise_multiplier",
+]
+
+
+@pytest.mark.parametrize("kind", METANETS)
+@pytest.mark.parametrize("name", [name for name in HARD if name in CASES])
+def test_units_in_another_order_give_the_same_in_that_order(kind, name):
+    model, inputs = oracle.build(CASES[name])
+    assert check_equivariance(model, inputs, awake(METANETS[kind]()))
+
+
+@pytest.mark.parametrize("kind", METANETS)
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(6, 60))])
+@pytest.mark.filterwarnings("ignore:Using padding='same'", "ignore:index_reduce")
+def test_units_of_random_networks_in_another_order_give_the_same_in_that_order(kind, seed):
+    program = draw_program(Rolled(seed))
+    model, inputs = oracle.build(Case("random", program.build, program.example))
+    try:
+        check_equivariance(model, inputs, awake(METANETS[kind]()))
+    except oracle.WrongNetwork:
+        pytest.skip("its units cannot be told apart by values")
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_fresh_metanetwork_changes_nothing_and_scores_as_its_base(name):
+    net = trace(build(name), example_inputs(name))
+    blocks, metanet = read_blocks(net.to_graph()), Metanet(SHAPE)
+    units = len(blocks.axis_U)
+    base = torch.rand(units) + 0.1
+    state = metanet(blocks, {"l2": base}, 0.5)
+    tensors = metanet.edit(blocks, state)
+    assert set(tensors) == {name for name in blocks.tensors if net.places.places[name].parameter}
+    for key, tensor in tensors.items():
+        torch.testing.assert_close(tensor, blocks.tensors[key].float(), atol=0, rtol=0)
+    scores = metanet.scores(blocks, state, {"l2": base}, 0.5)
+    torch.testing.assert_close(scores, (base / base.mean()).log(), atol=1e-5, rtol=1e-5)
+    state_dict = net.from_graph(written(net.to_graph(), tensors))
+    assert all(torch.equal(state_dict[key], value) for key, value in net.model.state_dict().items())
+
+
+def test_tiles_and_recomputation_change_nothing():
+    blocks = read_blocks(trace(build("cifar_resnet8"), example_inputs("cifar_resnet8")).to_graph())
+    seen = []
+    for tile_bytes in (1 << 26, 1 << 12):
+        torch.manual_seed(0)
+        metanet = awake(Metanet(SHAPE, tile_bytes)).float()
+        state = metanet(blocks, None, 0.5)
+        tensors = metanet.edit(blocks, state)
+        loss = metanet.scores(blocks, state).square().sum() + sum(tensor.square().sum() for tensor in tensors.values())
+        loss.backward()
+        seen.append([loss, *(parameter.grad for parameter in metanet.parameters())])
+    for one, other in zip(*seen, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_budget_and_the_criteria_read_matter():
+    blocks = read_blocks(trace(build("mlp"), example_inputs("mlp")).to_graph())
+    metanet = awake(Metanet(SHAPE)).float()
+    reads = {"taylor": torch.rand(len(blocks.axis_U)) + 0.1}
+    states = [metanet(blocks, reads, 0.5), metanet(blocks, reads, 0.3), metanet(blocks, None, 0.5)]
+    assert not torch.allclose(states[0], states[1])
+    assert not torch.allclose(states[0], states[2])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"hidden": 30}, "`hidden` a multiple of `heads`, but they are 30"), ({"edit": 0.0}, "`0 < edit <= 1` must hold")],
+)
+def test_a_shape_that_does_not_fit_is_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        Shape(**wrong)
