@@ -26,6 +26,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from metaprune.errors import ConfigError, InputError, MetapruneError, UnsupportedModelError
+from metaprune.export.attention import FourDimensionalAttention
 from metaprune.export.example import Example, as_arrays, as_example
 from metaprune.export.numeric import Deviation, Judge, Truth
 from metaprune.export.session import Session, first_line, newest_opset, open_session
@@ -262,7 +263,7 @@ def _attempt(rung: Rung, model: nn.Module, example: Example, opset: int, texts: 
     shapes = rung.shapes(example)
     names = list(example.call(model))
     try:
-        with _silence():
+        with _silence(), FourDimensionalAttention():
             program = torch.onnx.export(
                 model,
                 example.args,
@@ -279,6 +280,7 @@ def _attempt(rung: Rung, model: nn.Module, example: Example, opset: int, texts: 
     except Exception as error:  # the exporter's errors have no public family that holds them all
         raise UnsupportedModelError(f"the exporter failed: {_cause(error)}") from error
     network = program.model
+    _keep_padding(network)
     _strip(network)
     network.metadata_props.update({**texts, "metaprune.rung": rung.name})
     return network
@@ -292,6 +294,30 @@ def _name_batch(program: Any, example: Example) -> None:
         tensor = named[port.name] if port.name in named else next(positional)
         if example.batched(tensor) and str(port.shape[0]) != "batch" and not isinstance(port.shape[0], int):
             program.rename_axes({str(port.shape[0]): "batch"})
+
+
+def _keep_padding(network: onnx_ir.Model) -> None:
+    """Name the axes of every padding before a maximum, for else onnxruntime loses its numbers.
+
+    Its ``Pad_Fusion`` makes zeros around a ``MaxPool`` the pooling's own padding, which is minus infinity: wrong where
+    all numbers of a window are negative. It leaves a ``Pad`` alone whose axes are given (operator set 18 and later).
+    """
+    if (network.opset_imports.get("") or 0) < 18:
+        return
+    for node in network.graph:
+        feeds_maximum = any(use.op_type == "MaxPool" for output in node.outputs for use, _ in output.uses())
+        padded = node.inputs[0] if node.op_type == "Pad" and feeds_maximum and len(node.inputs) < 4 else None
+        if padded is not None and padded.shape is not None:
+            name, rank = f"{node.outputs[0].name}_axes", len(padded.shape)
+            axes = onnx_ir.Value(
+                name=name,
+                shape=onnx_ir.Shape([rank]),
+                type=onnx_ir.TensorType(onnx_ir.DataType.INT64),
+                const_value=onnx_ir.tensor(list(range(rank)), dtype=onnx_ir.DataType.INT64, name=name),
+            )
+            network.graph.register_initializer(axes)
+            node.resize_inputs(4)
+            node.replace_input_with(3, axes)
 
 
 def _strip(network: onnx_ir.Model) -> None:

@@ -259,3 +259,31 @@ def test_the_exporter_is_silent(
     assert capfd.readouterr() == ("", "")
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
     assert logging.getLogger("torch.onnx").handlers == handlers
+
+
+class Attend(nn.Module):
+    """Attention in `shape` (before length and width), with a mask of `mask` dimensions."""
+
+    def __init__(self, shape: tuple[int, ...], mask: int) -> None:
+        super().__init__()
+        self.shape, self.qkv = shape, nn.Linear(8, 24)
+        self.mask = None if not mask else torch.randn((*shape, 6, 6)[-mask:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(len(x), *self.shape, 6, 24).chunk(3, dim=-1)
+        return nn.functional.scaled_dot_product_attention(q, k, v, self.mask)
+
+
+@pytest.mark.parametrize(("shape", "mask"), [((), 0), ((), 2), ((2,), 3), ((3, 2), 0), ((3, 2), 3), ((3, 2), 4)])
+def test_attention_in_any_number_of_dimensions(tmp_path: Path, shape: tuple[int, ...], mask: int) -> None:
+    torch.manual_seed(0)
+    result = export(Attend(shape, mask), torch.randn(2, *shape, 6, 8), tmp_path / "net.onnx")
+    assert result.rung == "named batch"
+
+
+def test_zeros_padded_before_a_maximum_stay_zeros(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConstantPad2d(1, 0.0), nn.MaxPool2d(3, 2))
+    nn.init.constant_(net[0].bias, -9.0)  # all numbers are negative, so that zeros win
+    result = export(net, torch.rand(2, 3, 8, 8), tmp_path / "net.onnx")
+    assert result.max_error < 1e-6
