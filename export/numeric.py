@@ -6,8 +6,7 @@ largest absolute output. Good exports were measured at 1.6 to 2.7 times torch's 
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 
 from metaprune.errors import UnsupportedModelError
 from metaprune.export.example import Example, as_arrays
+from metaprune.modes import default_dtype
 
 _TIMES, _SHARE = 10.0, 1e-6
 _SHARE_ALONE = 1e-5  # where no float64 copy runs, torch's own error is unknown
@@ -149,7 +149,7 @@ class Judge:
         double = None
         if self._double is not None:
             try:
-                with _default_dtype(torch.float64):
+                with default_dtype(torch.float64):
                     double = as_arrays(example.double().call(self._double))
             except RuntimeError:  # a float32 constant of the forward meets a float64 weight
                 self._double = None
@@ -180,13 +180,3 @@ def _largest(values: NDArray[Any]) -> float:
 def _strain(deviation: Deviation) -> tuple[float, float]:
     beyond = deviation.error / deviation.tolerance if deviation.tolerance else (np.inf if deviation.error else 0.0)
     return beyond, deviation.error
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(previous)

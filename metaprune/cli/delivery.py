@@ -100,7 +100,8 @@ def deliver(
             "name": "verification",
             "passed": result.verification.passed(TOLERANCE),
             "detail": f"the cut network equals the masked one to {result.verification.max_error:.2e} of the largest "
-            f"output on {result.verification.samples} inputs ({TOLERANCE:g} may be).",
+            f"output on {result.verification.samples} inputs ({TOLERANCE:g} may be)"
+            f"{', in float64' if result.verification.doubled else ''}.",
         }
     )
     if result.surgery.get("way") == "graph":

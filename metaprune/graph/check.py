@@ -34,9 +34,6 @@ def check_calls(layout: Layout, alive: Alive, after: Trace, *, by_module: bool =
         UnsupportedModelError: Names the first call that differs, what it should be and what it is.
     """
     before = layout.trace
-    if before.value_dependent:
-        # Other values may take another way through the code; numbers decide, see Network.apply.
-        return
     numbers = _numbering(before, after)
     checked: set[int] = set()
     for old, new in (*zip(before.ops, after.ops), *zip(before.further_ops, after.further_ops)):

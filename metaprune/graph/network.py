@@ -29,7 +29,7 @@ from metaprune.graph.rehearsal import rehearsed
 from metaprune.graph.rules import find_rule
 from metaprune.graph.select import Selection, as_patterns, freeze_selected
 from metaprune.graph.surgery import Cut, cut
-from metaprune.graph.trace import ExampleInputs, random_like, trace_model
+from metaprune.graph.trace import ExampleInputs, affordable, random_like, trace_model
 from metaprune.graph.twin import named_tensors
 from metaprune.graph.verify import Verification, compare
 from metaprune.graph.why import Why, explain
@@ -349,7 +349,8 @@ class Network:
             return compare(self.model, slim, self._layout, alive, inputs, tensors, source).max_error
 
         errors = [on(self.example_inputs, "example inputs")]
-        for seed in range(COMPARED_INPUTS if self._layout.trace.decides else 0):
+        trace = self._layout.trace
+        for seed in range(affordable(trace, COMPARED_INPUTS) if trace.decides else 0):
             with contextlib.suppress(UnsupportedModelError):  # the masked network makes calls that have no mask
                 errors.append(on(random_like(self.example_inputs, seed), "random inputs"))
         return max(errors)

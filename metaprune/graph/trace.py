@@ -6,6 +6,7 @@ says what the call does to the labels of :mod:`metaprune.graph.axes`. What meta 
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from metaprune.graph.twin import named_tensors, twin
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
 CONSTANT = "constant_"  # names of the buffers of a rewritten network that hold constants of the code
 FURTHER_INPUTS = 6  # random inputs tried to reach the parts that the example left out
+FURTHER_MACS = 1 << 37  # multiply-accumulates that all of these may take; one is always tried
 
 
 def trace_model(
@@ -264,12 +266,18 @@ def _run_further(tracer: Tracer, trace: Trace, model: nn.Module, example_inputs:
     trace.decides = bool(tracer.left_torch) or _reads_activations(trace)
     if not tracer.value_dependent:
         return
-    for seed in range(FURTHER_INPUTS):
+    for seed in range(affordable(trace, FURTHER_INPUTS)):
         if not trace.decides and not _unused(trace):
             return
         trace.further_ops += _one_more_run(tracer, model.eval(), random_like(example_inputs, seed), real=real)
     if _unused(trace):  # what these are coupled to is unknown, so what may be sent to them must stay
         _freeze_what_is_sent(tracer, trace)
+
+
+def affordable(trace: Trace, runs: int) -> int:
+    """How many of these runs of a network its cost allows; at least one, unless none was asked for."""
+    macs = sum(math.prod(dim.size for dim in product) for op in trace.ops for product in op.macs)
+    return min(runs, max(1, FURTHER_MACS // max(macs, 1)))
 
 
 def _one_more_run(tracer: Tracer, model: nn.Module, inputs: ExampleInputs, *, real: bool) -> list[Op]:

@@ -115,3 +115,24 @@ def test_a_way_that_no_run_took_is_refused_where_it_shows(monkeypatch: pytest.Mo
     net = mp.trace(model, -IMAGE.abs())
     with pytest.raises(UnsupportedModelError, match="may take another way"):
         net.apply(mp.Plan((Keep("0", 6, (0, 1, 2)),), net.fingerprint))
+
+
+def test_an_expensive_network_is_run_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def decide(x: Tensor) -> Tensor:
+        calls.append(1)
+        return x.flip(1) if x.mean().item() > 0 else x
+
+    def count(make: Callable[[], object]) -> int:
+        calls.clear()
+        make()
+        return len(calls)
+
+    model = network(decide)
+    cheap = count(lambda: mp.trace(model, IMAGE))
+    monkeypatch.setattr(sys.modules["metaprune.graph.trace"], "FURTHER_MACS", 1)
+    assert count(lambda: mp.trace(model, IMAGE)) == cheap - 5
+    net = mp.trace(model, IMAGE)
+    plan = mp.plan(net, "params=0.7")
+    assert count(lambda: net.cut(plan)) == 4  # the masked and the cut one, on the example and on another input

@@ -239,3 +239,30 @@ def test_an_identity_plan_changes_nothing():
         with torch.no_grad():
             assert torch.equal(oracle.call(slim, inputs)[0], oracle.call(model, inputs)[0])
         assert net.verify(plan, slim=slim).max_error == 0
+
+
+class Cancelling(nn.Module):
+    """Returns a difference that is hardly larger than what rounding makes of its terms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 512), nn.Linear(512, 1)
+        nn.init.normal_(self.b.weight, 1.0, 1e-5)
+
+    def forward(self, x):
+        hidden = self.a(x).relu()
+        return self.b(hidden) - hidden.sum(1, keepdim=True)
+
+
+def test_float64_tells_rounding_from_a_fault():
+    torch.manual_seed(0)
+    net = trace(Cancelling(), torch.randn(4, 8))
+    plan = Plan((Keep("a", 512, tuple(range(0, 512, 3))),))
+    slim = net.apply(plan)
+    found = net.verify(plan, slim=slim)
+    assert found.doubled
+    assert found.max_error < 1e-9
+    slim.b.bias.data += 1e-4
+    faulty = net.verify(plan, slim=slim)
+    assert not faulty.doubled
+    assert not faulty.passed()
