@@ -56,14 +56,15 @@ _TIMM = {
     tnt_s_patch16_224*
     """,
     56: "eva02_tiny_patch14_224*",
-    96: "inception_v3 inception_v4 inception_resnet_v2 nasnetalarge pnasnet5large",
+    96: "inception_v3 inception_v4 inception_resnet_v2 nasnetalarge pnasnet5large gemma4_vit_167m",
+    112: "deepseek_vit_412m",
     128: """
     samvit_base_patch16_224* hiera_tiny_224* sam2_hiera_tiny vitamin_small_224* crossvit_tiny_240
     swin_tiny_patch4_window7_224* swinv2_tiny_window8_256* swinv2_cr_tiny_224* maxvit_rmlp_pico_rw_256*
     maxxvit_rmlp_nano_rw_256* coatnet_pico_rw_224* coatnext_nano_rw_224* twins_pcpvt_small* twins_svt_small*
     mvitv2_tiny* volo_d1_224* levit_128s* levit_conv_128s* visformer_tiny* efficientformerv2_s0* efficientvit_m0*
     swiftformer_xs sequencer2d_s* tiny_vit_5m_224 nextvit_small nest_tiny* gcvit_xxtiny*
-    botnet26t_256* lambda_resnet26t* naflexvit_base_patch16_gap*
+    botnet26t_256* lambda_resnet26t* naflexvit_base_patch16_gap* qwen3_vit_88m mobilenetv5_300m
     """,
     224: "efficientformer_l1*",
     256: "bat_resnext26ts* halonet26t*",
