@@ -3534,3 +3534,19 @@ class reads_what_a_layer_kept(nn.Module):
     def forward(self, x):
         y = self.norm(self.a(x))
         return self.out(torch.cat([y, self.norm.doubled], 1).reshape(len(x), 12))
+
+
+# ---- more of what people write ---------------------------------------------------------------------------------------
+
+
+@case(sequence(), free="a.weight:0 b.weight:1", changes="a.weight:0")
+class gate_by_a_convolution_over_tokens(nn.Module):
+    """A kernel of one position joins no positions, so channels may stand where positions usually do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.mix, self.b = nn.Linear(8, 12), nn.LayerNorm(6), nn.Conv1d(5, 5, 1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        kept, gate = F.gelu(self.a(x)).chunk(2, -1)
+        return self.b(kept * self.mix(self.norm(gate)))

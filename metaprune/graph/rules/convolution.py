@@ -3,9 +3,10 @@
 from metaprune.graph.axes import Dim
 from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims
-from metaprune.graph.rules._base import fixed, is_zero, not_zero, output, rule, with_zero
+from metaprune.graph.rules._base import is_zero, not_zero, output, rule, with_zero
 
 KERNEL = "kernel positions"
+_SLIDING = ("stride", "padding")
 
 
 @rule(
@@ -29,7 +30,7 @@ def convolution(call: Call) -> Dims:
     spatial = len(weight) - 2
     batch, channels, positions = x[: -spatial - 1], x[-spatial - 1], x[-spatial:]
     call.freeze(*weight[2:], reason=KERNEL)
-    call.freeze(*positions, reason=f"spatial positions in {call.where}")
+    places = [_places(call, k, dim, size) for k, (dim, size) in enumerate(zip(positions, out.shape[-spatial:]))]
 
     first, second = weight[0], weight[1]
     if transposed:
@@ -53,13 +54,24 @@ def convolution(call: Call) -> Dims:
         (bias,) = call.dims(call["bias"])
         made = call.unify(made, bias)
         zero = zero and is_zero(bias)
-        batch = not_zero(batch)
+        batch, places = not_zero(batch), list(not_zero(places))
     # The kernel slides over the output, or over the input where it is transposed.
     if transposed:
-        call.macs(*batch, channels, *weight[1:], *fixed(tensor.shape[-spatial:]))
+        call.macs(*batch, channels, *weight[1:], *positions)
     else:
-        call.macs(*batch, *weight, *fixed(out.shape[-spatial:]))
-    return (*batch, with_zero(made, zero), *fixed(out.shape[-spatial:]))
+        call.macs(*batch, *weight, *places)
+    return (*batch, with_zero(made, zero), *places)
+
+
+def _places(call: Call, k: int, dim: Dim, size: int) -> Dim:
+    """Positions of the output along spatial dimension `k`: those of the input, if the kernel joins none of them."""
+    step, padding = (
+        entry if isinstance(entry, (int, str)) else entry[k % len(entry)] for entry in map(call.get, _SLIDING)
+    )
+    if call["weight"].shape[2 + k] == step == 1 and padding in (0, "valid", "same") and size == dim.size:
+        return dim
+    call.freeze(dim, reason=f"spatial positions in {call.where}")
+    return Dim(size)
 
 
 def _grid(call: Call, channels: Dim, groups: int) -> tuple[Dim, Dim]:
