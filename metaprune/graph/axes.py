@@ -349,7 +349,7 @@ class Units:
                 fixed = f"meets a dimension without it in {reason}"
                 self.freeze(np.concatenate([only_a[gone].ravel(), only_b[gone].ravel()])[:, None], fixed)
             else:
-                self._reconcile(a_NK, b_NK, only_a, only_b, reason)
+                self._reconcile(a_NK[open_N], b_NK[open_N], only_a, only_b, reason)
 
     def _union(self, a_N: npt.NDArray[np.int64], b_N: npt.NDArray[np.int64], why: str) -> None:
         units = np.concatenate([a_N, b_N])
@@ -398,13 +398,14 @@ class Units:
                 next((k for k, other in enumerate(patterns_b) if np.array_equal(_pattern(column), other)), -1)
                 for column in columns_a
             ]
-            if sorted(matches) == list(range(len(columns_b))) and (only_a != 0).all() and (only_b != 0).all():
+            full = all(column.all() for column in (*columns_a, *columns_b))
+            if full and sorted(matches) == list(range(len(columns_b))):
                 for column, match in zip(columns_a, matches):
                     self._union(column, columns_b[match], reason)
                 return
         # Factored at different places, as 12 = 3*4 and 12 = 6*2: refine both to 3*2*2.
         sizes, before = _common_grid(self.resolve(a_NK), self.resolve(b_NK)), self._count
-        if sizes is not None:
+        if sizes:
             for labels_NK in (a_NK, b_NK):
                 self.split(Dim(len(labels_NK), labels_NK), sizes, reason)
         if self._count > before:

@@ -3550,3 +3550,22 @@ class gate_by_a_convolution_over_tokens(nn.Module):
     def forward(self, x):
         kept, gate = F.gelu(self.a(x)).chunk(2, -1)
         return self.b(kept * self.mix(self.norm(gate)))
+
+
+@case(
+    image(size=8),
+    free="stem.weight:0 n.weight:0 up.weight:0 out.weight:1",
+    changes="stem.weight:0",
+)
+class nested_groups_of_a_skip(nn.Module):
+    """Groups of two channels before a concatenation are pairs of groups behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.n, self.down = conv(3, 8), nn.GroupNorm(4, 8), conv(8, 12, stride=2)
+        self.up, self.both, self.out = conv(12, 8), nn.GroupNorm(4, 16), conv(16, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = F.interpolate(self.up(self.down(F.silu(self.n(x)))), scale_factor=2)
+        return self.out(F.silu(self.both(torch.cat([y, x], 1))))
