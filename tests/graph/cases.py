@@ -3569,3 +3569,42 @@ class nested_groups_of_a_skip(nn.Module):
         x = self.stem(x)
         y = F.interpolate(self.up(self.down(F.silu(self.n(x)))), scale_factor=2)
         return self.out(F.silu(self.both(torch.cat([y, x], 1))))
+
+
+@case(sequence(), free="a.weight:0 weight:0 weight:3", changes="weight:0")
+class capsules(nn.Module):
+    """Each capsule is divided by its own length, which is zero where it is masked."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.weight, self.out = nn.Linear(8, 12), nn.Parameter(torch.randn(4, 2, 3, 5)), nn.Linear(10, 3)
+
+    def forward(self, x):
+        u = self.a(x.mean(1)).view(-1, 4, 3)
+        length = u.norm(dim=-1, keepdim=True)
+        u = u * length / (1 + length.square())
+        u = u / u.square().sum(-1, keepdim=True).sqrt()
+        return self.out(torch.einsum("bid,ijde->bije", u, self.weight).sum(1).flatten(1))
+
+
+@case(flat(), free="a.weight:0", changes="a.weight:0")
+class divided_by_its_own_root(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = self.a(x).square()
+        return self.out(y * y.rsqrt())
+
+
+@case(flat(), free="a.weight:0 b.weight:0 out.weight:1")
+class real_and_imaginary_parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(12, 3)
+
+    def forward(self, x):
+        z = torch.complex(self.a(x), self.b(x))
+        z = z * z.conj() + z
+        return self.out(torch.cat([z.real, z.imag], -1).tanh())

@@ -13,16 +13,22 @@ _KEEPS_ZERO = frozenset(
     """abs absolute alias asin asinh atan atanh ceil celu clone contiguous deg2rad detach dropout elu erf erfinv expm1
     feature_dropout fix floor frac gelu hardswish leaky_relu lift_fresh log1p mish nan_to_num neg negative
     positive rad2deg relu relu6 round rrelu selu sgn sign silu sin sinh softshrink softsign sqrt square tan tanh
-    tanhshrink trunc _to_copy to type_as real imag conj resolve_conj resolve_neg copysign alpha_dropout""".split()
+    tanhshrink trunc _to_copy to type_as real imag conj resolve_conj resolve_neg _conj _neg_view copysign
+    alpha_dropout""".split()
 )
 _ZERO_IF_ANY = {"mul", "multiply", "logical_and", "bitwise_and", "__and__"}
-_ZERO_IF_FIRST = {"div", "divide", "true_divide", "floor_divide", "fmod", "remainder", "prelu", "__lshift__", "ldexp"}
-_ZERO_IF_ALL = frozenset("add sub subtract rsub maximum minimum max min fmax fmin hypot logical_or where".split())
+_DIVIDES = {"div", "divide", "true_divide", "floor_divide", "fmod", "remainder"}
+_ZERO_IF_FIRST = _DIVIDES | {"prelu", "__lshift__", "ldexp", "polar"}
+_ZERO_IF_ALL = frozenset(
+    "add sub subtract rsub maximum minimum max min fmax fmin hypot logical_or where complex".split()
+)
+_INFINITE_AT_ZERO = {"reciprocal", "rsqrt", "log", "log2", "log10"}
 
 
 @rule("pointwise", "clone", "contiguous", "detach", "alias", "to", "_to_copy", "type_as", "lift_fresh", "dropout")
 @rule("feature_dropout", "alpha_dropout", "masked_fill", "where", "nan_to_num", "positive", "resolve_conj")
 @rule("add", "sub", "mul", "div", "copy", "rsub", "maximum", "minimum", "broadcast_tensors", "hardswish")
+@rule("complex", "polar", "_conj", "_neg_view")
 def pointwise(call: Call) -> Dims | list[Dims]:
     """Broadcast and unify all tensor arguments."""
     tensors = tensors_in(list(call.arguments.values()))
@@ -32,8 +38,22 @@ def pointwise(call: Call) -> Dims | list[Dims]:
     if call.op.name == "where" and len(tensors) == 1:  # positions of what is not zero
         freeze_all(call)
         return [fixed(out.shape) for out in outputs]
+    call.statistics_over(*(dim for tensor in _never_zero(call) for dim in call.dims(tensor) if is_zero(dim)))
     per_output = [_broadcast(call, tensors, out) for out in outputs]
     return per_output[0] if len(per_output) == 1 else per_output
+
+
+def _never_zero(call: Call) -> list[Tensor]:
+    """Operands that must not be zero. Where masked ones are, the call gives no number, and its masked result is taken
+    over the others, as that of a norm. What is divided by a parameter itself is masked by ones there.
+    """
+    name = call.op.name.removesuffix("_")
+    if name in _DIVIDES:
+        return [item for item in tensors_in(call.get("other")) if not call.tracer.value(item).name]
+    exponent = call.get("exponent")
+    if name in _INFINITE_AT_ZERO or (name == "pow" and _is_number(exponent) and exponent < 0):
+        return tensors_in(call["self"])
+    return tensors_in(call["tensor2"]) if name == "addcdiv" else []
 
 
 def _broadcast(call: Call, tensors: list[Tensor], out: Tensor) -> Dims:
