@@ -3608,3 +3608,19 @@ class real_and_imaginary_parts(nn.Module):
         z = torch.complex(self.a(x), self.b(x))
         z = z * z.conj() + z
         return self.out(torch.cat([z.real, z.imag], -1).tanh())
+
+
+@case(lambda: (torch.randn(6, 8), torch.randint(0, 6, (2, 9))), free="a.weight:0 message.weight:0")
+class messages_by_scatter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.message, self.out = nn.Linear(8, 6), nn.Linear(12, 10), nn.Linear(26, 3)
+
+    def forward(self, x, edges):
+        x = self.a(x).relu()
+        start, end = edges
+        sent = self.message(torch.cat([x[start], x[end]], -1)).relu()
+        to = end[:, None].expand_as(sent)
+        total = torch.zeros(len(x), sent.shape[-1]).scatter_add_(0, to, sent)
+        largest = torch.zeros(len(x), sent.shape[-1]).scatter_reduce(0, to, sent, "amax")
+        return self.out(torch.cat([x, total, largest], -1))

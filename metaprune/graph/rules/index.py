@@ -125,6 +125,25 @@ def index_add(call: Call) -> Dims:
     return tuple(dims)
 
 
+@rule("scatter", "scatter_add", "scatter_reduce")
+def scatter(call: Call) -> Dims:
+    """Writes along one dimension, which stays, at places that `index` has for every position of the others."""
+    dims, at = list(call.dims(call["self"])), call["dim"]
+    others = [call.dims(tensor) for tensor in tensors_in([call["index"], call.get("src")])]
+    if not dims or any(len(other) != len(dims) for other in others):
+        freeze_all(call)
+        return fixed(output(call).shape)
+    at, written = positive(at, len(dims)), len(others) == 2 or call.get("value") == 0
+    for k, here in enumerate(zip(dims, *others)):
+        if k == at or len({dim.size for dim in here}) > 1:
+            call.freeze(*here, reason=f"positions are looked up by value in {call.where}")
+            dims[k] = Dim(dims[k].size)
+        else:
+            zero = written and is_zero(here[0]) and (len(here) < 3 or is_zero(here[2]))
+            dims[k] = with_zero(call.unify(*here), zero)
+    return tuple(dims)
+
+
 @rule("one_hot")
 def one_hot(call: Call) -> Dims:
     dims = not_zero(call.dims(call["self"]))
