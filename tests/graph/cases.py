@@ -3624,3 +3624,13 @@ class messages_by_scatter(nn.Module):
         total = torch.zeros(len(x), sent.shape[-1]).scatter_add_(0, to, sent)
         largest = torch.zeros(len(x), sent.shape[-1]).scatter_reduce(0, to, sent, "amax")
         return self.out(torch.cat([x, total, largest], -1))
+
+
+@case(flat(), free="a.weight:0 one.weight:0 two.weight:1")
+class blocks_of_a_diagonal(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.one, self.two, self.out = nn.Linear(8, 9), nn.Linear(4, 6), nn.Linear(5, 7), nn.Linear(13, 3)
+
+    def forward(self, x):
+        return self.out(F.linear(self.a(x), torch.block_diag(self.one.weight, self.two.weight)).relu())

@@ -380,6 +380,17 @@ def triangle(call: Call) -> Dims:
     return dims
 
 
+@rule("block_diag")
+def block_diag(call: Call) -> Dims:
+    """Matrices along the diagonal: their rows end to end, and their columns."""
+    matrices = [call.dims(tensor) for tensor in call["tensors"]]
+    if any(len(dims) != 2 for dims in matrices):
+        freeze_all(call)
+        return fixed(output(call).shape)
+    rows, columns = zip(*matrices)
+    return call.units.concat(rows), call.units.concat(columns)
+
+
 @rule("view_as_real", "view_as_complex")
 def complex_view(call: Call) -> Dims:
     dims, out = call.dims(call["self"]), output(call)
