@@ -3634,3 +3634,14 @@ class blocks_of_a_diagonal(nn.Module):
 
     def forward(self, x):
         return self.out(F.linear(self.a(x), torch.block_diag(self.one.weight, self.two.weight)).relu())
+
+
+@case(image(), free="a.weight:0 b.weight:0")
+class unpooling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = conv(3, 6), conv(6, 6, 1), conv(6, 3, 1)
+
+    def forward(self, x):
+        y, places = F.max_pool2d(self.a(x), 2, return_indices=True)
+        return self.out(F.max_unpool2d(self.b(y), places, 2))

@@ -2,7 +2,7 @@
 
 from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims, tensors_in
-from metaprune.graph.rules._base import fixed, rule
+from metaprune.graph.rules._base import fixed, rule, with_zero
 
 _POOLS = [
     f"{kind}_pool{rank}d{suffix}"
@@ -44,6 +44,16 @@ def spatial(call: Call) -> Dims | list[Dims]:
     outputs = tensors_in(call.out)
     out = [(*x[:-rank], *fixed(tensor.shape[-rank:])) for tensor in outputs]
     return out[0] if len(out) == 1 else out
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def max_unpool(call: Call) -> Dims:
+    """x (..., spatial) put back at the places (..., spatial) that pooling took it from: channels pass."""
+    x, places, rank = call.dims(call["self"]), call.dims(call["indices"]), _rank(call.op.name)
+    call.freeze(*x[-rank:], *places[-rank:], reason=f"spatial positions in {call.where}")
+    leading = [with_zero(call.unify(a, b), a.zero) for a, b in zip(x[:-rank], places[:-rank])]
+    (out,) = tensors_in(call.out)
+    return (*leading, *fixed(out.shape[-rank:]))
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
