@@ -380,12 +380,14 @@ def _module_paths(model: nn.Module, tracer: Tracer) -> Iterator[None]:
 
         def enter(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
             tracer.path.append(name)
-            stack.append((tracer.refs(args), tracer.refs(kwargs), len(tracer.ops)))
+            inputs = (None, None) if _batched((args, kwargs)) else (tracer.refs(args), tracer.refs(kwargs))
+            stack.append((*inputs, len(tracer.ops)))
 
         def leave(module: nn.Module, args: Any, kwargs: Any, out: Any, name: str = name) -> None:
             tracer.path.pop()
             given, named, start = stack.pop()
-            tracer.calls.append(ModuleCall(name, given, named, tracer.refs(out), start, len(tracer.ops)))
+            if not _batched((args, kwargs, out)):
+                tracer.calls.append(ModuleCall(name, given, named, tracer.refs(out), start, len(tracer.ops)))
 
         if not isinstance(module, torch.jit.ScriptModule):
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -395,6 +397,11 @@ def _module_paths(model: nn.Module, tracer: Tracer) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _batched(item: Any) -> bool:
+    """Some tensor is one sample of another, inside `torch.vmap`; the calls below see the other."""
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors_in(item))
 
 
 def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -3645,3 +3645,16 @@ class unpooling(nn.Module):
     def forward(self, x):
         y, places = F.max_pool2d(self.a(x), 2, return_indices=True)
         return self.out(F.max_unpool2d(self.b(y), places, 2))
+
+
+@case(sequence(), free="a.weight:0 weights:1")
+class mapped_over_samples(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(8, 6), nn.Linear(6, 3)
+        self.weights = nn.Parameter(torch.randn(3, 5, 6))
+
+    def forward(self, x):
+        x = torch.vmap(lambda sample: self.a(sample).relu())(x)
+        ensemble = torch.vmap(lambda weight: F.linear(x, weight).square().sum(-1))(self.weights)
+        return self.out(x), ensemble
