@@ -1166,7 +1166,7 @@ class conv_gru(nn.Module):
         return self.head(h)
 
 
-@case(lambda: (torch.randn(2, 5, 8), torch.tensor([5, 3])))
+@case(lambda: (torch.randn(2, 5, 8), torch.tensor([5, 3])), free="rnn.weight_hh_l0:1")
 class packed_lstm(nn.Module):
     def __init__(self):
         super().__init__()
@@ -3658,3 +3658,20 @@ class mapped_over_samples(nn.Module):
         x = torch.vmap(lambda sample: self.a(sample).relu())(x)
         ensemble = torch.vmap(lambda weight: F.linear(x, weight).square().sum(-1))(self.weights)
         return self.out(x), ensemble
+
+
+@case(sequence(), free="a.weight:0 rnn.weight_hh_l0:1 rnn.weight_ih_l0:1")
+class packed_sequences(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.rnn, self.out = (
+            nn.Linear(8, 6),
+            nn.LSTM(6, 7, batch_first=True, bidirectional=True),
+            nn.Linear(14, 3),
+        )
+
+    def forward(self, x):
+        packed = nn.utils.rnn.pack_padded_sequence(self.a(x), torch.tensor([5, 3]), batch_first=True)
+        y, (last, _) = self.rnn(packed)
+        y, _ = nn.utils.rnn.pad_packed_sequence(y, batch_first=True)
+        return self.out(y), self.out(torch.cat([last[0], last[1]], -1))

@@ -10,13 +10,12 @@ _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 @rule(*_GATES)
 def recurrent(call: Call) -> list[Dims]:
-    """x (T, B, I) or, batch first, (B, T, I) -> (T, B, D H) and the last states (layers D, B, H).
+    """x (T, B, I), batch first (B, T, I), or packed (all steps, I) -> (..., D H) and the last states (layers D, B, H).
 
     One hidden axis serves all layers and directions, because the module has one hidden size.
     """
-    if "data" in call.arguments:  # packed sequences
-        return _packed(call)
-    x = call.dims(call["input"])
+    packed = "data" in call.arguments
+    *places, below = call.dims(call["data" if packed else "input"])
     gates = _GATES[call.op.name]
     states = list(call["hx"]) if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
     params = list(call["params"])
@@ -26,9 +25,8 @@ def recurrent(call: Call) -> list[Dims]:
     projected = each in (3, 5)
     hidden = call.units.dim(call.dims(params[1])[0].size // gates)
     out = call.units.dim(call.dims(params[1])[1].size) if projected else hidden
-    steps, batch = (x[1], x[0]) if call["batch_first"] else (x[0], x[1])
+    steps = places[0] if packed or not call["batch_first"] else places[1]
     call.freeze(steps, reason=f"steps follow one another in {call.where}")
-    below = x[2]
     for layer in range(call["num_layers"]):
         for direction in range(directions):
             cell = params[each * (layer * directions + direction) :][:each]
@@ -45,9 +43,9 @@ def recurrent(call: Call) -> list[Dims]:
                 call.unify(out, w_hr[0])
                 call.unify(hidden, w_hr[1])
                 call.consumes(cell[-1], 1)
-                call.macs(steps, batch, *w_hr)
-            call.macs(steps, batch, *w_ih)
-            call.macs(steps, batch, *w_hh)
+                call.macs(*places, *w_hr)
+            call.macs(*places, *w_ih)
+            call.macs(*places, *w_hh)
         call.sum_over(below)
         below = call.units.concat([out] * directions)
     call.unify(out, call.dims(states[0])[-1])
@@ -59,14 +57,13 @@ def recurrent(call: Call) -> list[Dims]:
     call.freeze(*call.dims(states[0])[:-1], reason=f"layers and batch of {call.where}")
     last = fixed(states[0].shape[:-1])
     tails = [with_zero(out, zero), with_zero(hidden, zero)][: len(tensors_in(call.out)) - 1]
-    return [(*not_zero(x[:2]), with_zero(below, zero)), *((*last, tail) for tail in tails)]
+    return [(*not_zero(places), with_zero(below, zero)), *((*last, tail) for tail in tails)]
 
 
-def _packed(call: Call) -> list[Dims]:
-    """Packed sequences: the data (total steps, I) have no time dimension to follow, so all stay."""
-    for tensor in tensors_in(list(call.arguments.values())):
-        call.freeze(*call.dims(tensor), reason=f"packed sequences in {call.where}")
-    for weight in call["params"]:
-        if weight.ndim == 2:
-            call.macs(Dim(len(call["data"])), *call.dims(weight))
-    return [fixed(tensor.shape) for tensor in tensors_in(call.out)]
+@rule("_pack_padded_sequence")
+def pack(call: Call) -> list[Dims]:
+    """x (T, B, ...), or batch first, with the length of each sequence -> (all steps, ...) and how many run at each."""
+    steps, batch, *rest = call.dims(call["input"])
+    call.freeze(steps, batch, reason=f"sequences are packed in {call.where}")
+    data, sizes = tensors_in(call.out)
+    return [(Dim(len(data)), *rest), fixed(sizes.shape)]
