@@ -64,6 +64,7 @@ def copy_with(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> tuple[nn
 
 def _whole(model: nn.Module, other: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """The copy, if it shares no module with the model and has the tensors that it should have."""
+    _copy_slots(model, memo)
     scripted = [f"{path}." for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     shared = {id(module) for module in model.modules()}
     wrong = next((path for path, module in other.named_modules() if id(module) in shared), None)
@@ -78,6 +79,16 @@ def _whole(model: nn.Module, other: nn.Module, memo: dict[int, Any]) -> nn.Modul
             "class, or one around it, has a `__deepcopy__` or `__setstate__` that does something else."
         )
     return other
+
+
+def _copy_slots(model: nn.Module, memo: dict[int, Any]) -> None:
+    """What classes with `__slots__` keep there; modules are copied by their dictionaries alone."""
+    for module in model.modules():
+        for cls in type(module).__mro__:
+            slots = cls.__dict__.get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                if not name.startswith("__") and hasattr(module, name) and id(module) in memo:
+                    setattr(memo[id(module)], name, copy.deepcopy(getattr(module, name), memo))
 
 
 def _copies(item: Any, memo: dict[int, Any]) -> bool:

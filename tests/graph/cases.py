@@ -3675,3 +3675,29 @@ class packed_sequences(nn.Module):
         y, (last, _) = self.rnn(packed)
         y, _ = nn.utils.rnn.pad_packed_sequence(y, batch_first=True)
         return self.out(y), self.out(torch.cat([last[0], last[1]], -1))
+
+
+@case(sequence(), free="a.weight:0 out.weight:1")
+class one_number_wherever_a_mask_says(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = self.a(x)
+        y[y > 0.5] = 0.5
+        y[x.mean(-1) < 0] = 0.1
+        return self.out(y)
+
+
+@case(flat(), free="a.weight:0")
+class keeps_sizes_in_slots(nn.Module):
+    __slots__ = ("grid", "width")
+
+    def __init__(self):
+        super().__init__()
+        self.width, self.grid = 6, (2, 3)
+        self.a, self.out = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.a(x).view(-1, *self.grid).relu().reshape(-1, self.width))

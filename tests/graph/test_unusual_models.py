@@ -167,22 +167,6 @@ def test_sparse_parameters_are_refused_by_name(layout):
         trace(Sparse(layout), torch.randn(2, 8))
 
 
-class Slotted(Linears):
-    __slots__ = ("width",)
-
-    def __init__(self):
-        super().__init__()
-        self.width = 6
-
-    def forward(self, x):
-        return self.b(self.a(x).view(-1, self.width))
-
-
-def test_what_lies_in_slots_is_refused_by_name():
-    with pytest.raises(UnsupportedModelError, match=r"Slotted.*width"):
-        trace(Slotted(), torch.randn(2, 8))
-
-
 @pytest.mark.parametrize("name", ["plain", "attention_unbind", "view_with_literal"])
 def test_a_model_on_meta_is_read_like_a_real_one_but_not_verified(name):
     model, x = oracle.build(CASES[name])

@@ -95,6 +95,10 @@ def index_put(call: Call) -> Dims:
     dims, values = list(call.dims(call["self"])), call.dims(call["values"])
     indices = [*call["indices"], *[None] * (len(dims) - len(call["indices"]))]
     used = [k for k, item in enumerate(indices) if item is not None]
+    first = indices[0]
+    if used == [0] and first.dtype == torch.bool and call["values"].numel() == 1:  # one number, wherever a mask says
+        met = [call.unify(dim, other) for dim, other in zip(dims, call.dims(first))]
+        return not_zero([*met, *dims[first.ndim :]])
     for k in used:
         call.freeze(dims[k], reason=f"positions are looked up by value in {call.where}")
         call.freeze(*call.dims(indices[k]))
