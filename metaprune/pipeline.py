@@ -123,7 +123,8 @@ def reachable_limits(
     limits = parse_budget(budget).absolute({quantity: dense[quantity] for quantity in QUANTITIES})
     shape = {axis.name: torch.zeros(axis.size) for axis in network.axes if axis.prunable}
     if not shape:
-        raise ConfigError("the network must have a prunable axis, but all must stay. `metaprune inspect` says why.")
+        why = "all must stay. `metaprune inspect` says why" if network.axes else "it has no parameters"
+        raise ConfigError(f"the network must have a prunable axis, but {why}.")
     Problem(network, shape, limits, floor=floor, round_to=round_to)  # refuses what cannot be reached
     return limits
 

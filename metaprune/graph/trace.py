@@ -129,9 +129,13 @@ def _run(
     trace.result, trace.calls = tracer.refs(out), tracer.calls
     trace.batch = max(next((value.dims[0].size for value in inputs if value.dims), 1), 1)
     _run_further(tracer, trace, copied, example_inputs, real=real)
+    held = {id(value.foreign) for value in trace.values}
     for name in _unused(trace):
+        why = "not used in the traced run"
+        if id(named_tensors(model)[name]) in held:
+            why = "used by a function that holds the given model itself (a lambda, a closure), which no copy can cut"
         for dim in parameters[name].dims:
-            tracer.units.freeze(dim, "not used in the traced run")
+            tracer.units.freeze(dim, why)
     _decide(tracer)
     trace.state = state_in(trace.result)
     trace.failed_rules, trace.value_dependent = tuple(tracer.failed_rules), tuple(tracer.value_dependent)

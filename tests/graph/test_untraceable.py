@@ -136,3 +136,25 @@ def test_an_expensive_network_is_run_less_often(monkeypatch: pytest.MonkeyPatch)
     net = mp.trace(model, IMAGE)
     plan = mp.plan(net, "params=0.7")
     assert count(lambda: net.cut(plan)) == 4  # the masked and the cut one, on the example and on another input
+
+
+class HeldByALambda(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+        self.way = lambda x: self.out(self.a(x).relu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(x)
+
+
+def test_layers_that_a_lambda_holds_stay_and_say_so() -> None:
+    """It goes on using the layers of the given model, whatever is made of a copy."""
+    net = mp.trace(HeldByALambda(), IMAGE)
+    assert not any(axis.prunable for axis in net.axes)
+    assert "a lambda" in net.axis("a").reason
+
+
+def test_a_network_without_parameters_says_so() -> None:
+    with pytest.raises(MetapruneError, match="it has no parameters"):
+        mp.plan(mp.trace(nn.ReLU(), IMAGE), budget="macs=0.5")
