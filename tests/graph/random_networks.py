@@ -1285,7 +1285,9 @@ RARE: dict[str, Callable[[Tensor], Tensor]] = {
     "tensordot": lambda x: torch.tensordot(x, x, dims=([-1], [-1])).sum(x.ndim - 1),
     "take_along": lambda x: torch.take_along_dim(x, x.argsort(1), 1),
     "quantile": lambda x: torch.quantile(x, 0.5, dim=1),
-    "bucketize": lambda x: x * torch.bucketize(x, torch.tensor([0.0, 0.3], dtype=x.dtype, device=x.device)),
+    "bucketize": lambda x: (
+        x * torch.bucketize(x.contiguous(), torch.tensor([0.0, 0.3], dtype=x.dtype, device=x.device))
+    ),
     "stack_unbind": lambda x: torch.stack(x.unbind(1)[::-1], 1),
     "hstack": lambda x: torch.hstack([x, x * 2]),
     "dstack": lambda x: torch.dstack([x, x.tanh()]),
