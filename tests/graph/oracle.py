@@ -66,6 +66,7 @@ def build(case: Case, seed: int = 0) -> tuple[nn.Module, Any]:
                 continue
             count = tensor.numel()
             values = (torch.randperm(count, generator=generator).double() * 2 + 1) / count - 1  # within (-1, 1), unique
+            values = values + 0.05 * torch.sin(3 * values)  # off the grid, where sums would be zero but for rounding
             if count == 1:
                 values = torch.tensor([0.7])
             if tensor.dtype == torch.bfloat16:
