@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from metaprune.allocate import ALLOCATORS, Allocator, Problem
 from metaprune.budget import QUANTITIES, Budget, parse_budget
-from metaprune.criteria import CRITERIA, Calibration, Criterion
+from metaprune.criteria import CRITERIA, Calibration, Criterion, MetanetScore, metanet_edit, unit_scores
 from metaprune.data import Dataset, Split
-from metaprune.edits import Keep
+from metaprune.edits import Keep, SetWeight
 from metaprune.errors import ConfigError, InputError, VerificationError
 from metaprune.files import read_json, write_atomically
 from metaprune.graph import Network, Verification, trace
@@ -26,7 +26,8 @@ from metaprune.graph.select import Selection
 from metaprune.graph.trace import ExampleInputs
 from metaprune.graph.twin import named_tensors
 from metaprune.measure.accuracy import Accuracy, Paired, accuracy, compare
-from metaprune.plans import Plan
+from metaprune.metanet import load_checkpoint, read_blocks
+from metaprune.plans import Edit, Plan
 from metaprune.recovery import Context, NoProgress, Progress, Recovered, Recovery, resolve
 from metaprune.recovery._base import no_metrics, on_device
 from metaprune.shards import Shards
@@ -61,7 +62,8 @@ def plan(
         budget: What it may cost, e.g. ``"macs=0.5"`` or ``"macs=40M,bytes=256KB"``.
         criterion: What a unit is worth: a registered name, or an instance.
         allocator: How much each axis may lose: a registered name, or an instance.
-        metanet: A metanetwork to edit or score the network with; none ships with this version.
+        metanet: A metanetwork that edits the network first, so that it is easier to prune: ``default`` or a file. Its
+            scores are the criterion ``metanet``, which then comes from the same file.
         round_to: Sizes of channel and hidden axes are multiples of this; None means 1.
         data: A dataset (its training split is read), a split, batches, or a function that gives a fresh pass over them.
         loss: A task name, a task, or ``loss(outputs, targets)``; None means classification.
@@ -74,19 +76,24 @@ def plan(
         BudgetError: The budget cannot be reached; the smallest cost that can is named.
         InputError: The data cannot be used.
     """
-    if metanet is not None:
-        raise ConfigError(f"metanet must be None, but is {metanet!r}: no metanetwork ships with this version.")
     budget = parse_budget(budget)
     round_to = 1 if round_to is None else round_to
     judge = CRITERIA[criterion]() if isinstance(criterion, str) else criterion
+    if metanet is not None and criterion == "metanet":
+        judge = MetanetScore(checkpoint=metanet)
     divide = ALLOCATORS[allocator]() if isinstance(allocator, str) else allocator
     limits = reachable_limits(network, budget, floor=floor, round_to=round_to)
     task = resolve_task(loss, network.model)
     batches = None if data is None else calibration_batches(data, calibration, seed)
-    scores = judge.score(network, Calibration(batches, task, seed))
+    dense = network.cost()
+    share = min(min(limit / dense[quantity] for quantity, limit in limits.items()), 1.0)
+    seen = Calibration(batches, task, seed, share)
+    edited = {} if metanet is None else _edited(network, metanet, seen)
+    scores = judge.score(network.with_tensors(edited) if edited else network, seen)
     problem = Problem(network, scores, limits, judge.additive, floor, round_to)
     kept = divide.allocate(problem)
-    edits = tuple(
+    edits: tuple[Edit, ...] = tuple(SetWeight(name, tensor) for name, tensor in edited.items())
+    edits += tuple(
         Keep(axis.name, axis.size, kept[axis.name])
         for axis in network.axes
         if axis.name in kept and len(kept[axis.name]) < axis.size
@@ -99,9 +106,17 @@ def plan(
         "floor": floor,
         "seed": seed,
         "calibration": calibration if judge.needs else 0,
+        **({} if metanet is None else {"metanet": metanet}),
         **network.traced_with,
     }
     return Plan(edits, network.fingerprint, made_by)
+
+
+def _edited(network: Network, metanet: str, calibration: Calibration) -> dict[str, Tensor]:
+    """Parameters that a metanetwork changes, by name."""
+    net = load_checkpoint(metanet).metanet
+    reads = unit_scores(network, calibration, net.shape.reads)
+    return metanet_edit(net, network, read_blocks(network.to_graph()), reads, calibration.share)
 
 
 def reachable_limits(
@@ -273,7 +288,8 @@ def prune(
         budget: What the result may cost, e.g. ``"macs=0.5"``.
         data: As for :func:`plan`. A dataset also gives accuracies: they are measured on its test split and decide
             nothing.
-        criterion: What a unit is worth; None means ``taylor`` with data and ``l2`` without.
+        criterion: What a unit is worth; None means ``metanet`` with a metanetwork, else ``taylor`` with data and
+            ``l2`` without.
         allocator: How much each axis may lose.
         recovery: Names separated by commas, recoveries, or None for none. Without data nothing is recovered.
         recovery_options: Options of the named recoveries, e.g. ``{"epochs": 3}``.
@@ -301,7 +317,7 @@ def prune(
     """
     device = torch_device(accelerator)
     seconds: dict[str, float] = {}
-    judge = criterion if criterion is not None else ("l2" if data is None else "taylor")
+    judge = criterion or ("metanet" if metanet is not None else "l2" if data is None else "taylor")
     recoveries = resolve(recovery if data is not None else None, **dict(recovery_options or {}))
     dense = model if _is_on(model, device) else copy.deepcopy(model).to(device)
     with timed(seconds, "trace", step, "Tracing the network"):

@@ -162,7 +162,7 @@ def test_a_cut_that_is_not_the_masked_network_is_not_handed_out(
         ({"criterion": "tailor"}, ConfigError, "Did you mean 'taylor'"),
         ({"allocator": "gobal"}, ConfigError, "Did you mean 'global'"),
         ({"recovery": "finetun"}, ConfigError, "Did you mean 'finetune'"),
-        ({"metanet": "default"}, ConfigError, "no metanetwork ships"),
+        ({"metanet": "nothing"}, ConfigError, "'nothing' is neither"),
         ({"accelerator": "tpu"}, ConfigError, "auto, cpu or cuda"),
         ({"calibration": 0}, ConfigError, "calibration >= 1"),
         ({"data": []}, InputError, "gives none"),

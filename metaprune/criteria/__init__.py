@@ -3,7 +3,22 @@
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
 from metaprune.criteria.bn_scale import BnScale
 from metaprune.criteria.magnitude import L1, L2
+from metaprune.criteria.metanet import MetanetScore, metanet_edit, metanet_scores, unit_scores
 from metaprune.criteria.random import Random
 from metaprune.criteria.taylor import Taylor
 
-__all__ = ["CRITERIA", "L1", "L2", "BnScale", "Calibration", "Criterion", "Random", "Scores", "Taylor"]
+__all__ = [
+    "CRITERIA",
+    "L1",
+    "L2",
+    "BnScale",
+    "Calibration",
+    "Criterion",
+    "MetanetScore",
+    "Random",
+    "Scores",
+    "Taylor",
+    "metanet_edit",
+    "metanet_scores",
+    "unit_scores",
+]

@@ -24,11 +24,13 @@ class Calibration:
         batches: Gives a fresh pass over the calibration batches, always the same.
         task: The loss that is to stay small.
         seed: For criteria that draw random numbers.
+        share: Part of the dense cost that the budget leaves, the smallest over its quantities.
     """
 
     batches: Callable[[], Iterator[Any]] | None = None
     task: Task | None = None
     seed: int = 0
+    share: float = 0.5
 
     def generator(self) -> torch.Generator:
         """A generator of the seed, on the CPU."""

@@ -28,7 +28,7 @@ from metaprune.graph.record import Op, Trace, tensors_in
 from metaprune.graph.rehearsal import rehearsed
 from metaprune.graph.rules import find_rule
 from metaprune.graph.select import Selection, as_patterns, freeze_selected
-from metaprune.graph.surgery import Cut, cut
+from metaprune.graph.surgery import Cut, cut, sliced_copy
 from metaprune.graph.trace import ExampleInputs, affordable, random_like, trace_model
 from metaprune.graph.twin import named_tensors
 from metaprune.graph.verify import Verification, compare
@@ -210,6 +210,16 @@ class Network:
             InputError: It was made of another network, or its tensors are not those of this one.
         """
         return from_graph(self, graph)
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Network":
+        """The same network with new values in some parameters and buffers; this one stays as it is.
+
+        Args:
+            tensors: By name, in the shape of the dense network.
+        """
+        everything = np.ones(len(self._layout.axis_of), bool)
+        model = sliced_copy(self.model, self._layout, everything, self._first_names(tensors))
+        return Network(model, self.example_inputs, self._layout, self.freeze, self.only)
 
     # ---- cost ------------------------------------------------------------------------------------------------------
 

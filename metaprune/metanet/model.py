@@ -94,6 +94,7 @@ class Metanet(nn.Module):
         self.worth = _mlp(hidden + 1, hidden, 1)
         self.scale, self.shift = _LowRank(hidden, shape.rank), _LowRank(hidden, shape.rank)
         self.features = nn.Linear(hidden, 2 * len(TYPES) * FREQUENCIES)
+        self.curve = nn.Parameter(torch.tensor([0.0, 1.0]))
         for last in (self.worth[-1], self.features):
             nn.init.zeros_(last.get_parameter("weight"))
             nn.init.zeros_(last.get_parameter("bias"))
@@ -126,6 +127,16 @@ class Metanet(nn.Module):
         budgets = state_NH.new_full((units, 1), math.log(budget))
         correction_U = self.worth(torch.cat([state_NH[:units], budgets], dim=1)).squeeze(1)
         return _base(blocks, self.shape.reads, reads or {}).to(correction_U) + correction_U
+
+    def distortion(self, score_U: Tensor, removed_CU: Tensor) -> Tensor:
+        """Logarithm of the predicted distortion of configurations, (C,): that of the units' sum, to a learnt power.
+
+        Args:
+            score_U: Logarithms from :meth:`scores`.
+            removed_CU: Which units leave; at least one a row.
+        """
+        total_C = torch.where(removed_CU, score_U, -torch.inf).logsumexp(dim=1)
+        return self.curve[0] + self.curve[1] * total_C
 
     def edit(self, blocks: Blocks, state_NH: Tensor) -> dict[str, Tensor]:
         """Changed parameters by name, in their form, float32. A fresh metanetwork changes nothing."""

@@ -1,0 +1,292 @@
+"""What pruning does to a network's output, measured: the targets of amortised search.
+
+The distortion of a cut network is the mean divergence KL(dense || cut) of its class probabilities on given images, or
+the mean squared difference over the mean square of the dense outputs where they are no class scores. BatchNorm
+normalises with the statistics of these images, as after its re-estimation. Units leave physically, so nothing is
+approximated.
+
+Configurations are of two kinds: one axis loses some of its units, the least valuable or random ones; or all axes lose
+units together, as an allocation with disturbed scores decides, at a random budget.
+
+Suffixes: C configurations, U units of all axes, N images.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from metaprune.allocate import Problem
+from metaprune.allocate.global_ import Global
+from metaprune.edits import Keep
+from metaprune.errors import BudgetError, ConfigError, InputError, MetapruneError
+from metaprune.files import make_folder, write_atomically
+from metaprune.graph import Network
+from metaprune.modes import evaluating
+from metaprune.plans import Plan
+
+SCHEMA = 1
+Cut = dict[str, tuple[int, ...]]  # axis name -> ranks of the units that leave
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Which configurations of a network are measured.
+
+    Args:
+        images: To measure on, at least 2.
+        alone: Configurations in which one axis is cut, in all.
+        together: Configurations in which all are.
+        least: Smallest share of the multiply-accumulates that these leave.
+        most: Largest share.
+        axis_noise: Standard deviation of the logarithm of what disturbs the scores of an axis.
+        unit_noise: Likewise of a unit.
+        floor: Smallest share of an axis that stays.
+        seed: Draws everything.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
+
+    images: int = 256
+    alone: int = 100
+    together: int = 200
+    least: float = 0.2
+    most: float = 0.8
+    axis_noise: float = 0.7
+    unit_noise: float = 0.3
+    floor: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.images < 2 or min(self.alone, self.together) < 0 or self.alone + self.together < 1:
+            raise ConfigError(
+                f"`images >= 2`, no negative numbers of configurations and one at least must hold, but they are "
+                f"{self.images}, {self.alone} and {self.together}."
+            )
+        if not 0 < self.least <= self.most <= 1:
+            raise ConfigError(f"`0 < least <= most <= 1` must hold, but they are {self.least} and {self.most}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Distortions:
+    """What was measured of one network.
+
+    Attributes:
+        removed_CU: Which units of which configuration leave, bool; units axis by axis.
+        distortion_C: float32.
+        share_C: Part of the multiply-accumulates that is left.
+        alone_C: Only one axis was cut.
+        reads: Scores of all units by criterion, float64; NaN where it is silent.
+    """
+
+    removed_CU: Tensor
+    distortion_C: Tensor
+    share_C: Tensor
+    alone_C: Tensor
+    reads: Mapping[str, Tensor]
+
+    def save(self, path: Path) -> Path:
+        """Write as one safetensors file."""
+        tensors = {name: getattr(self, name) for name in ("removed_CU", "distortion_C", "share_C", "alone_C")}
+        tensors |= {f"reads/{name}": score_U for name, score_U in self.reads.items()}
+        make_folder(path.parent)
+        write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> "Distortions":
+        """Read back.
+
+        Raises:
+            InputError: The file is missing or damaged.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            reads = {name.partition("/")[2]: tensors.pop(name) for name in list(tensors) if name.startswith("reads/")}
+            return cls(**tensors, reads=reads)
+        except (OSError, SafetensorError, TypeError) as error:
+            raise InputError(f"{path} must hold measured distortions, but cannot be read: {error}.") from error
+
+
+def measure_distortions(
+    network: Network,
+    images: Tensor,
+    reads: Mapping[str, Tensor],
+    survey: Survey,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Distortions:
+    """Measure configurations of a network.
+
+    Args:
+        network: Traced, with its weights.
+        images: Inputs (N, ...).
+        reads: From :func:`metaprune.criteria.unit_scores`; the first disturbs and orders the units.
+        survey: Which configurations.
+        progress: Is told configurations done and in all.
+
+    Raises:
+        ConfigError: Nothing may be cut, or there are no scores.
+    """
+    if not reads:
+        raise ConfigError("configurations are drawn around the scores of a criterion, but none is given.")
+    base = _by_axis(network, next(iter(reads.values())))
+    if not base:
+        raise ConfigError("the network must have a prunable axis, but all must stay. `metaprune inspect` says why.")
+    random = np.random.default_rng(survey.seed)
+    cuts = [(cut, True) for cut in _alone(network, base, survey, random)]
+    cuts += [(cut, False) for cut in _together(network, base, survey, random)]
+    places = {axis.name: start for axis, start in zip(network.axes, _starts(network), strict=True)}
+    units = sum(axis.size for axis in network.axes)
+    dense = network.cost().macs
+    rows, distortions, shares, alone = [], [], [], []
+    with torch.no_grad():
+        wanted = _outputs(network.model, images)
+        for done, (cut, single) in enumerate(cuts, 1):
+            plan = plan_of(network, cut)
+            try:
+                seen = _outputs(network.apply(plan), images)
+            except MetapruneError:  # a size that this network's code does not allow
+                continue
+            value = distortion(wanted, seen)
+            if not np.isfinite(value):
+                continue
+            row = torch.zeros(units, dtype=torch.bool)
+            for name, ranks in cut.items():
+                row[places[name] + torch.tensor(ranks, dtype=torch.int64)] = True
+            rows.append(row)
+            distortions.append(value)
+            shares.append(network.cost(network.sizes(plan)).macs / max(dense, 1))
+            alone.append(single)
+            if progress is not None:
+                progress(done, len(cuts))
+    if not rows:
+        raise ConfigError(
+            "some configuration must be measurable, but every one was refused. `metaprune inspect` says why."
+        )
+    return Distortions(
+        torch.stack(rows),
+        torch.tensor(distortions, dtype=torch.float32),
+        torch.tensor(shares, dtype=torch.float32),
+        torch.tensor(alone),
+        dict(reads),
+    )
+
+
+def distortion(dense: Tensor, cut: Tensor) -> float:
+    """KL(dense || cut) of class scores (N, classes), in nats; of other outputs the relative mean squared difference."""
+    if dense.ndim == 2 and dense.shape[1] > 1:
+        return float(
+            F.kl_div(cut.log_softmax(1), dense.log_softmax(1), reduction="batchmean", log_target=True).clamp_min(0)
+        )
+    return float(F.mse_loss(cut, dense) / dense.square().mean().clamp_min(1e-12))
+
+
+def plan_of(network: Network, cut: Cut) -> Plan:
+    """The plan in which some units leave."""
+    edits = []
+    for name, ranks in cut.items():
+        axis = network.axis(name)
+        gone = set(ranks)
+        edits.append(Keep(name, axis.size, tuple(rank for rank in range(axis.size) if rank not in gone)))
+    return Plan(tuple(edits), network.fingerprint)
+
+
+def key_of(
+    weights: Mapping[str, Tensor], network: Network, survey: Survey, images: Tensor, reads: Sequence[str]
+) -> str:
+    """What a measurement hangs on, as a name."""
+    digest = hashlib.sha256(json.dumps([SCHEMA, network.fingerprint, asdict(survey), list(reads)]).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digest.update(images.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:20]
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises with the batch at hand and remembers nothing; all else runs as in evaluation."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    with evaluating(model):
+        before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+        for norm in norms:
+            norm.training, norm.momentum, norm.num_batches_tracked = True, 0.0, None
+        try:
+            yield
+        finally:
+            for norm, (momentum, tracked) in zip(norms, before, strict=True):
+                norm.training, norm.momentum, norm.num_batches_tracked = False, momentum, tracked
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+    with batch_statistics(model):
+        out: Any = model(images)
+    if not isinstance(out, Tensor):
+        out = getattr(out, "logits", out)
+    if not isinstance(out, Tensor):
+        raise ConfigError(f"a network must return a tensor to be compared, but returns a {type(out).__name__}.")
+    return out
+
+
+def _starts(network: Network) -> list[int]:
+    return [0, *np.cumsum([axis.size for axis in network.axes]).tolist()][:-1]
+
+
+def _by_axis(network: Network, score_U: Tensor) -> dict[str, Tensor]:
+    """Scores of the prunable axes that the criterion judges."""
+    return {
+        axis.name: score_U[start : start + axis.size]
+        for axis, start in zip(network.axes, _starts(network), strict=True)
+        if axis.prunable and bool(score_U[start : start + axis.size].isfinite().all())
+    }
+
+
+def _alone(network: Network, base: Mapping[str, Tensor], survey: Survey, random: np.random.Generator) -> Iterator[Cut]:
+    names = list(base)
+    for number in range(survey.alone):
+        name = names[number % len(names)]
+        size = network.axis(name).size
+        least = max(1, int(np.ceil(survey.floor * size)))
+        count = int(random.integers(1, max(size - least, 1) + 1))
+        score_U = base[name].numpy() if random.random() < 0.7 else random.random(size)
+        disturbed_U = score_U * np.exp(survey.unit_noise * random.standard_normal(size))
+        yield {name: tuple(sorted(np.argsort(disturbed_U, kind="stable")[:count].tolist()))}
+
+
+def _together(
+    network: Network, base: Mapping[str, Tensor], survey: Survey, random: np.random.Generator
+) -> Iterator[Cut]:
+    dense = network.cost().macs
+    for _ in range(survey.together):
+        scores = {}
+        for name, score_U in base.items():
+            noise_U = survey.unit_noise * random.standard_normal(len(score_U))
+            noise_U += survey.axis_noise * random.standard_normal()
+            scores[name] = (score_U.clamp_min(0) + 1e-12) * torch.from_numpy(np.exp(noise_U))
+        share = float(np.exp(random.uniform(np.log(survey.least), np.log(survey.most))))
+        try:
+            problem = Problem(network, scores, {"macs": share * dense}, additive=True, floor=survey.floor)
+        except BudgetError:
+            continue
+        kept = Global().allocate(problem)
+        cut = {}
+        for name, ranks in kept.items():
+            stays = set(ranks)
+            gone = tuple(rank for rank in range(network.axis(name).size) if rank not in stays)
+            if gone:
+                cut[name] = gone
+        if cut:
+            yield cut
