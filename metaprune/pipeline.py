@@ -28,8 +28,17 @@ from metaprune.graph.twin import named_tensors
 from metaprune.measure.accuracy import Accuracy, Paired, accuracy, compare
 from metaprune.metanet import load_checkpoint, read_blocks
 from metaprune.plans import Edit, Plan
-from metaprune.recovery import Context, NoProgress, Progress, Recovered, Recovery, resolve
-from metaprune.recovery._base import no_metrics, on_device
+from metaprune.recovery import (
+    Context,
+    NoProgress,
+    Progress,
+    Recovered,
+    Recovery,
+    no_metrics,
+    on_device,
+    resolve,
+    torch_device,
+)
 from metaprune.shards import Shards
 from metaprune.task import Task, resolve_task
 
@@ -438,19 +447,6 @@ def load_example(folder: str | Path) -> ExampleInputs:
             return _unflatten_example(file.metadata()["kind"], tensors)
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise InputError(f"{folder} must hold a whole result, but part of it cannot be read: {error}.") from error
-
-
-def torch_device(accelerator: str) -> torch.device:
-    """The device that ``--accelerator`` means.
-
-    Raises:
-        ConfigError: It is none of ``auto``, ``cpu`` and ``cuda``, or there is no GPU.
-    """
-    if accelerator not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"accelerator must be auto, cpu or cuda, but is {accelerator!r}.")
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("accelerator 'cuda' needs a GPU that torch can see, but there is none. Use auto or cpu.")
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

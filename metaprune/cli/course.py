@@ -28,8 +28,8 @@ from metaprune.criteria import CRITERIA
 from metaprune.errors import ConfigError, GateError
 from metaprune.files import read_json, write_atomically
 from metaprune.graph import trace
-from metaprune.pipeline import Result, calibration_batches, prune, reachable_limits, torch_device
-from metaprune.recovery import Context, Recovery, resolve
+from metaprune.pipeline import Result, calibration_batches, prune, reachable_limits
+from metaprune.recovery import Context, Recovery, resolve, torch_device
 from metaprune.run import Run, check, read
 from metaprune.task import resolve_task
 from metaprune.tracking import Tracker, tracker, without_password

@@ -21,6 +21,7 @@ from metaprune.recovery._base import (
     no_metrics,
     on_device,
     resolve,
+    torch_device,
 )
 from metaprune.recovery.finetune import Finetune
 from metaprune.recovery.recalibrate_norm import RecalibrateNorm
@@ -38,4 +39,5 @@ __all__ = [
     "no_metrics",
     "on_device",
     "resolve",
+    "torch_device",
 ]

@@ -84,6 +84,8 @@ class Context:
         resume: Go on from the checkpoint in `folder`, if there is one.
         progress: Is told about long work.
         metrics: Gets numbers by name and the epoch that they belong to, counted from 1.
+        after_epoch: Gets the network in training and the number of the epoch that has ended, counted from 1, and leaves
+            the network as it is. No checkpoint is written before it returns, so it misses no epoch, whatever is killed.
     """
 
     train: TrainingData | None = None
@@ -96,6 +98,7 @@ class Context:
     resume: bool = False
     progress: Progress = field(default_factory=NoProgress)
     metrics: Callable[[Mapping[str, float], int], None] = no_metrics
+    after_epoch: Callable[[nn.Module, int], None] = lambda model, epoch: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +176,19 @@ _WAYS_OUT = {
 }
 
 RECOVERIES: Registry[type[Recovery]] = Registry("recovery", "metaprune.recovery", home="metaprune.recovery")
+
+
+def torch_device(accelerator: str) -> torch.device:
+    """The device that ``--accelerator`` means.
+
+    Raises:
+        ConfigError: It is none of ``auto``, ``cpu`` and ``cuda``, or there is no GPU.
+    """
+    if accelerator not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"accelerator must be auto, cpu or cuda, but is {accelerator!r}.")
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("accelerator 'cuda' needs a GPU that torch can see, but there is none. Use auto or cpu.")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

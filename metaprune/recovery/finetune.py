@@ -363,6 +363,7 @@ class _Training:
         }
         self.history.append(entry)
         self.loss_sum, self.seen = 0.0, 0
+        self.context.after_epoch(self.model, epoch + 1)
 
     def _status(self, epoch: int) -> str:
         known = self.loss_sum / self.seen if self.seen else self.history[-1]["train/loss"] if self.history else None

@@ -19,7 +19,7 @@ from metaprune.zoo import (  # importing a family registers its networks
     vgg,
     vit,
 )
-from metaprune.zoo._base import MODELS, ZooModel, build, example_inputs
+from metaprune.zoo._base import MODELS, ZooModel, build, example_inputs, options_for_images
 from metaprune.zoo.sources import SourceModel, resolve_model
 from metaprune.zoo.weights import load_weights
 
@@ -35,6 +35,7 @@ __all__ = [
     "load_weights",
     "mlp",
     "mobilenet",
+    "options_for_images",
     "recurrent",
     "resnet",
     "resnext",

@@ -62,6 +62,28 @@ def example_inputs(name: str, /) -> Tensor:
     return MODELS[name].example_inputs()
 
 
+def options_for_images(name: str, /, input_shape: tuple[int, int, int], num_classes: int) -> dict[str, int]:
+    """The options of network `name` that follow from its data.
+
+    Args:
+        name: A name in :data:`MODELS`.
+        input_shape: (C, H, W) of one image.
+        num_classes: Number of classes.
+
+    >>> options_for_images("vit_tiny", (1, 8, 8), 10)
+    {'in_channels': 1, 'image_size': 8, 'num_classes': 10}
+    """
+    channels, height, width = input_shape
+    followed = {
+        "in_channels": channels,
+        "image_size": height,
+        "in_features": channels * height * width,
+        "num_classes": num_classes,
+    }
+    known = _options(MODELS[name].build)
+    return {key: value for key, value in followed.items() if key in known}
+
+
 def random_values(*shape: int) -> Callable[[], Tensor]:
     """Makes float32 inputs of `shape`, standard normal and the same at every call."""
 
@@ -98,12 +120,17 @@ def require_multiple(what: str, value: int, of: int) -> None:
         raise ConfigError(f"`{first}` must be a multiple of `{second}`, but {first}={value} and {second}={of}.")
 
 
-def _check_options(name: str, factory: Callable[..., nn.Module], options: dict[str, Any]) -> None:
-    known = {
+def _options(factory: Callable[..., nn.Module]) -> dict[str, Any]:
+    """Every option of a factory, with its default."""
+    return {
         key: parameter.default
         for key, parameter in inspect.signature(factory).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def _check_options(name: str, factory: Callable[..., nn.Module], options: dict[str, Any]) -> None:
+    known = _options(factory)
     for key, value in options.items():
         if key not in known:
             raise ConfigError(

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from metaprune.errors import ConfigError
 from metaprune.zoo._base import MODELS, ZooModel, init_convolutions, random_values
 
-BLOCKS = (1, 2, 3, 3, 2, 2)  # inverted residuals of each stage
 STRIDES = (1, 1, 2, 2, 1, 2)
 
 
@@ -42,15 +41,21 @@ class MobileNetV2(nn.Module):
     """Stem, six stages of :class:`InvertedResidual`, 1x1 head, mean over the pixels, dropout, one linear layer."""
 
     def __init__(
-        self, widths: tuple[int, ...], expansion: int, dropout: float, in_channels: int, num_classes: int
+        self,
+        widths: tuple[int, ...],
+        repeats: tuple[int, ...],
+        expansion: int,
+        dropout: float,
+        in_channels: int,
+        num_classes: int,
     ) -> None:
         super().__init__()
         stem, *stages, head = widths
         self.stem = nn.Sequential(*_conv_bn(in_channels, stem, 3), nn.ReLU6())
         blocks: list[nn.Module] = []
         channels = stem
-        for index, (width, repeats, stride) in enumerate(zip(stages, BLOCKS, STRIDES, strict=True)):
-            for repeat in range(repeats):
+        for index, (width, count, stride) in enumerate(zip(stages, repeats, STRIDES, strict=True)):
+            for repeat in range(count):
                 blocks.append(
                     InvertedResidual(channels, width, stride if repeat == 0 else 1, expansion if index else 1)
                 )
@@ -71,6 +76,7 @@ class MobileNetV2(nn.Module):
 def cifar_mobilenet_v2(
     *,
     widths: tuple[int, ...] = (16, 8, 12, 16, 32, 48, 80, 160),
+    repeats: tuple[int, ...] = (1, 2, 3, 3, 2, 2),
     expansion: int = 6,
     dropout: float = 0.1,
     in_channels: int = 3,
@@ -80,19 +86,22 @@ def cifar_mobilenet_v2(
 
     Args:
         widths: Channels of the stem, of the six stages, and of the head.
+        repeats: Blocks of each of the six stages.
         expansion: Channels inside a block per channel at its input (1 in the first stage).
         dropout: Probability before the linear layer, in [0, 1].
         in_channels: Channels of the images.
         num_classes: Number of logits.
 
     Raises:
-        ConfigError: There are not eight widths, or `dropout` is above 1.
+        ConfigError: There are not eight widths or six repeats, or `dropout` is above 1.
     """
     if len(widths) != 8:
         raise ConfigError(f"`widths` must be eight numbers (stem, six stages, head), but it is {tuple(widths)}.")
+    if len(repeats) != len(STRIDES):
+        raise ConfigError(f"`repeats` must be six numbers, one for each stage, but it is {tuple(repeats)}.")
     if dropout > 1:
         raise ConfigError(f"`0 <= dropout <= 1` must hold, but dropout={dropout}.")
-    return MobileNetV2(tuple(widths), expansion, dropout, in_channels, num_classes)
+    return MobileNetV2(tuple(widths), tuple(repeats), expansion, dropout, in_channels, num_classes)
 
 
 MODELS.register("cifar_mobilenet_v2")(ZooModel(build=cifar_mobilenet_v2, example_inputs=random_values(2, 3, 32, 32)))

@@ -109,7 +109,7 @@ def cifar_resnet(
     return CifarResNet((depth - 2) // 6, tuple(widths), in_channels, num_classes, projection)
 
 
-for _depth in (8, 20, 32, 44, 56):
+for _depth in (8, 14, 20, 32, 44, 56):
     _images = random_values(2, 3, 32, 32)
     MODELS.register(f"cifar_resnet{_depth}")(
         ZooModel(build=partial(cifar_resnet, _depth, False), example_inputs=_images)

@@ -8,6 +8,7 @@ grouped convolution.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metaprune.errors import ConfigError
 from metaprune.zoo._base import MODELS, ZooModel, init_convolutions, random_values
 
 
@@ -35,18 +36,18 @@ class GroupedBlock(nn.Module):
 
 
 class ResNeXt(nn.Module):
-    """Three stages of three :class:`GroupedBlock`, the mean over the pixels, one linear layer."""
+    """Three stages of :class:`GroupedBlock`, the mean over the pixels, one linear layer."""
 
-    def __init__(self, cardinality: int, group_width: int, in_channels: int, num_classes: int) -> None:
+    def __init__(self, cardinality: int, group_width: int, repeats: int, in_channels: int, num_classes: int) -> None:
         super().__init__()
         width = cardinality * group_width
         channels = 2 * width
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        blocks = []
+        blocks: list[nn.Module] = []
         for stage in range(3):
             inner = width * 2**stage
-            for repeat in range(3):
+            for repeat in range(repeats):
                 stride = 2 if stage and repeat == 0 else 1
                 blocks.append(GroupedBlock(channels, inner, 2 * inner, stride, cardinality))
                 channels = 2 * inner
@@ -62,17 +63,23 @@ class ResNeXt(nn.Module):
 
 
 def cifar_resnext29(
-    *, cardinality: int = 8, group_width: int = 4, in_channels: int = 3, num_classes: int = 10
+    *, cardinality: int = 8, group_width: int = 4, depth: int = 29, in_channels: int = 3, num_classes: int = 10
 ) -> ResNeXt:
-    """A narrow ResNeXt-29.
+    """A narrow ResNeXt, of 29 layers unless told otherwise.
 
     Args:
         cardinality: Groups of every grouped convolution.
         group_width: Channels of one group in the first stage; doubled in each later one.
+        depth: Weighted layers, ``9 * blocks + 2``.
         in_channels: Channels of the images.
         num_classes: Number of logits.
+
+    Raises:
+        ConfigError: The depth fits no such network.
     """
-    return ResNeXt(cardinality, group_width, in_channels, num_classes)
+    if depth < 11 or (depth - 2) % 9:
+        raise ConfigError(f"`depth = 9 * blocks + 2` must hold with blocks of at least 1, but depth={depth}.")
+    return ResNeXt(cardinality, group_width, (depth - 2) // 9, in_channels, num_classes)
 
 
 MODELS.register("cifar_resnext29")(ZooModel(build=cifar_resnext29, example_inputs=random_values(2, 3, 32, 32)))

@@ -9,21 +9,27 @@ from torch import Tensor, nn
 from metaprune.errors import ConfigError
 from metaprune.zoo._base import MODELS, ZooModel, init_convolutions, random_values, require_multiple
 
-POOL_AFTER = (0, 1, 3, 5)  # convolutions that a 2x2 max pooling follows
-
 
 class Vgg(nn.Module):
-    """Eight convolutions, a spatial flatten, two linear layers."""
+    """Convolutions, a spatial flatten, two linear layers."""
 
-    def __init__(self, widths: tuple[int, ...], hidden: int, image_size: int, in_channels: int, num_classes: int):
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        pool_after: tuple[int, ...],
+        hidden: int,
+        image_size: int,
+        in_channels: int,
+        num_classes: int,
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for index, (inputs, outputs) in enumerate(zip((in_channels, *widths[:-1]), widths, strict=True)):
+        for number, (inputs, outputs) in enumerate(zip((in_channels, *widths[:-1]), widths, strict=True), 1):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-            if index in POOL_AFTER:
+            if number in pool_after:
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        pixels = (image_size // 2 ** len(POOL_AFTER)) ** 2
+        pixels = (image_size // 2 ** len(pool_after)) ** 2
         self.classifier = nn.Sequential(
             nn.Linear(widths[-1] * pixels, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
         )
@@ -38,27 +44,32 @@ class Vgg(nn.Module):
 def cifar_vgg11(
     *,
     widths: tuple[int, ...] = (64, 128, 256, 256, 512, 512, 512, 512),
+    pool_after: tuple[int, ...] = (1, 2, 4, 6),
     hidden: int = 512,
     image_size: int = 32,
     in_channels: int = 3,
     num_classes: int = 10,
 ) -> Vgg:
-    """VGG-11 with BatchNorm.
+    """VGG with BatchNorm, of 11 layers unless told otherwise.
 
     Args:
-        widths: Channels of the eight convolutions.
+        widths: Channels of each convolution.
+        pool_after: Convolutions, counted from 1, that a 2x2 max pooling follows.
         hidden: Neurons between the two linear layers.
-        image_size: Height and width of the images in pixels, a multiple of 16.
+        image_size: Height and width of the images in pixels, a multiple of ``2 ** len(pool_after)``: 16.
         in_channels: Channels of the images.
         num_classes: Number of logits.
 
     Raises:
-        ConfigError: There are not eight widths, or `image_size` is no multiple of 16.
+        ConfigError: `pool_after` names a convolution that there is not, or `image_size` is no such multiple.
     """
-    if len(widths) != 8:
-        raise ConfigError(f"`widths` must be eight numbers, but it is {tuple(widths)}.")
-    require_multiple("image_size, 2 ** poolings", image_size, 2 ** len(POOL_AFTER))
-    return Vgg(tuple(widths), hidden, image_size, in_channels, num_classes)
+    if len(set(pool_after)) < len(pool_after) or max(pool_after) > len(widths):
+        raise ConfigError(
+            f"`pool_after` must be different numbers from 1 to {len(widths)}, the convolutions that `widths` lists, but "
+            f"it is {tuple(pool_after)}."
+        )
+    require_multiple("image_size, 2 ** poolings", image_size, 2 ** len(pool_after))
+    return Vgg(tuple(widths), tuple(pool_after), hidden, image_size, in_channels, num_classes)
 
 
 MODELS.register("cifar_vgg11")(ZooModel(build=cifar_vgg11, example_inputs=random_values(2, 3, 32, 32)))

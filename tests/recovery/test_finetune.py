@@ -298,6 +298,25 @@ class TestResume:
         assert resumed.notes[-1] == f"went on at step {step} of 24"
         assert_same(whole, resumed)
 
+    @pytest.mark.parametrize("step", [8, 12, 16])
+    def test_no_epoch_is_missed_by_who_looks_on(self, step, damaged, context, tmp_path):
+        seen: list[tuple[int, Tensor]] = []
+
+        def look(model: nn.Module, epoch: int) -> None:
+            seen.append((epoch, next(model.parameters()).detach().clone()))
+
+        context = replace(context, after_epoch=look)
+        QUICK.recover(damaged, context)
+        whole = seen.copy()
+        assert [epoch for epoch, _ in whole] == [1, 2, 3]
+        seen.clear()
+        stopped = replace(context, folder=tmp_path, progress=CallAt(step, interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            replace(QUICK, checkpoint_seconds=999).recover(damaged, stopped)
+        QUICK.recover(damaged, replace(context, folder=tmp_path, resume=True))
+        assert [epoch for epoch, _ in seen] == [1, 2, 3]
+        assert all(torch.equal(weight, other) for (_, weight), (_, other) in zip(whole, seen))
+
     def test_an_interrupt_within_a_step_waits_for_its_end(self, damaged, context, tmp_path):
         calls = []
 

@@ -8,7 +8,7 @@ import torch
 from metaprune.zoo import MODELS, build, example_inputs
 
 REQUIRED = {
-    *(f"cifar_resnet{depth}{kind}" for depth in (8, 20, 32, 44, 56) for kind in ("", "_projection")),
+    *(f"cifar_resnet{depth}{kind}" for depth in (8, 14, 20, 32, 44, 56) for kind in ("", "_projection")),
     *("cifar_vgg11", "cifar_mobilenet_v2", "cifar_densenet40", "cifar_resnext29", "cifar_shufflenet_v2"),
     *("vit_tiny", "llama_tiny", "lstm_classifier", "gru_classifier", "mlp", "digits_cnn"),
 }
