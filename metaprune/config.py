@@ -1,8 +1,9 @@
-"""What `metaprune prune` is asked to do: from flags, and from recipes in YAML that flags override.
+"""What a command is asked to do: from flags, and from recipes in YAML that flags override.
 
-A recipe holds the same keys as the command has options (``batch_size`` for ``--batch-size``). ``${NAME}`` in a text
-stands for an environment variable, so that a recipe names no folder of one machine. Neither torch nor a registry is
-imported here; who knows the registered names hands them in.
+A recipe of `metaprune prune` holds the same keys as the command has options (``batch_size`` for ``--batch-size``).
+``${NAME}`` in a text stands for an environment variable, so that a recipe names no folder of one machine, and
+``${NAME:-text}`` for `text` where it is not set. Neither torch nor a registry is imported here; who knows the
+registered names hands them in.
 """
 
 import os
@@ -12,16 +13,18 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from metaprune.errors import ConfigError, InputError, did_you_mean
 
-_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+_VARIABLE = re.compile(r"\$\{([^}]*?)(?::-([^}]*))?\}")
 _PLACES = frozenset({"out", "track", "tracking_uri"})  # where results go plays no part in what they are
 _NONE = "none"
+
+T = TypeVar("T")
 
 
 def _numbers(value: Any) -> Any:
@@ -135,18 +138,12 @@ def prune_options(
         ConfigError: A value does not fit, or one that is needed is missing; the message names its file and line, or its
             flag.
     """
-    given = {key: value for key, value in flags.items() if value is not None}
     recipe = recipe or Recipe(Path())
-    written = {key: _filled_in(value, key, recipe) for key, value in recipe.values.items() if key not in given}
+    options = options_of(PruneOptions, flags, recipe)
 
     def where(key: str) -> str:
-        return recipe.where(key) if key in written else _flag(key)
+        return _where(key, flags, recipe)
 
-    try:
-        options = PruneOptions(**written, **given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(f"{where(str(first['loc'][0]))} {_rule(first)}.") from error
     for key, known in (names or {}).items():
         text = getattr(options, key)
         for name in (part.strip() for part in (text or _NONE).split(",")):
@@ -159,17 +156,42 @@ def prune_options(
     return options
 
 
-def load_recipe(path: str | Path) -> Recipe:
+def options_of(kind: type[T], flags: Mapping[str, Any], recipe: Recipe) -> T:
+    """Flags over a recipe over the defaults, as an instance of `kind`.
+
+    Args:
+        kind: A pydantic model or a dataclass; keys of the recipe that it lacks must not be there.
+        flags: By key; None where a flag was not given.
+        recipe: What was read.
+
+    Raises:
+        ConfigError: A value does not fit, or one that is needed is missing; the message names its place.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    written = {key: _filled_in(value, key, recipe) for key, value in recipe.values.items() if key not in given}
+    try:
+        return TypeAdapter(kind).validate_python({**written, **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key, *inner = first["loc"]
+        named = any(isinstance(part, str) for part in inner)
+        within = [f", no. {part + 1}" if isinstance(part, int) else f", `{part}`" for part in inner if named]
+        raise ConfigError(f"{_where(str(key), flags, recipe)}{''.join(within)} {_rule(first)}.") from error
+
+
+def load_recipe(path: str | Path, command: str = "prune", keys: Collection[str] | None = None) -> Recipe:
     """Read a recipe.
 
     Args:
         path: A YAML file, or the name of a recipe that ships with metaprune (``metaprune list configs``).
+        command: The verb that it is for; by its short name a shipped recipe is found among those of this verb.
+        keys: What it may say; None means the options of `metaprune prune`.
 
     Raises:
         InputError: There is no such file, or it cannot be read.
         ConfigError: It is no YAML, a key is unknown or stands there twice, or it needs a variable that is not set.
     """
-    file = _find(path)
+    file, known = _find(path, command), PruneOptions.model_fields if keys is None else keys
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -189,8 +211,7 @@ def load_recipe(path: str | Path) -> Recipe:
         key, line = str(key_node.value), key_node.start_mark.line + 1
         if key in lines:
             raise ConfigError(f"{file}:{line}: every key may stand once, but `{key}` stands in line {lines[key]} too.")
-        if key not in PruneOptions.model_fields:
-            known = PruneOptions.model_fields
+        if key not in known:
             raise ConfigError(
                 f"{file}:{line}: no key is named {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}."
             )
@@ -205,19 +226,23 @@ def shipped_recipes() -> dict[str, Path]:
     return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
 
 
-def _find(path: str | Path) -> Path:
-    """A file of that name; else a shipped recipe, by its whole name or the last part of it."""
+def _find(path: str | Path, command: str) -> Path:
+    """A file of that name; else a shipped recipe, by its whole name or by that within the folder of the command."""
     file, shipped = Path(path), shipped_recipes()
     if file.is_file():
         return file
-    named = [found for name, found in shipped.items() if str(path) in (name, Path(name).name)]
-    if len(named) == 1:
-        return named[0]
+    for name in (str(path), f"{command}/{path}"):
+        if name in shipped:
+            return shipped[name]
     hint = did_you_mean(str(path), [*shipped, *(Path(name).name for name in shipped)])
     raise InputError(
         f"a recipe must be a YAML file or one that ships with metaprune, but {str(path)!r} is neither.{hint} "
         f"Shipped: {', '.join(shipped)}."
     )
+
+
+def _where(key: str, flags: Mapping[str, Any], recipe: Recipe) -> str:
+    return recipe.where(key) if flags.get(key) is None and key in recipe.values else _flag(key)
 
 
 def _flag(key: str) -> str:
@@ -226,12 +251,18 @@ def _flag(key: str) -> str:
 
 
 def _filled_in(value: Any, key: str, recipe: Recipe) -> Any:
+    if isinstance(value, list):
+        return [_filled_in(part, key, recipe) for part in value]
+    if isinstance(value, dict):
+        return {name: _filled_in(part, key, recipe) for name, part in value.items()}
     if not isinstance(value, str):
         return value
 
     def content(match: re.Match[str]) -> str:
-        name = match[1]
+        name, otherwise = match.groups()
         if not os.environ.get(name):
+            if otherwise is not None:
+                return str(otherwise)
             raise ConfigError(
                 f"{recipe.where(key)} needs the environment variable {name}, but it is not set. Set it "
                 f"(export {name}=...), or give {_flag(key)}."
@@ -244,6 +275,10 @@ def _filled_in(value: Any, key: str, recipe: Recipe) -> Any:
 _EXAMPLES = {
     "model": "zoo:digits_cnn (`metaprune list models` shows more)",
     "budget": "macs=0.5, which is half of them",
+}
+_LISTS = {
+    "input_shape": "must be whole numbers separated by commas, e.g. 1,3,224,224",
+    **dict.fromkeys(("rules", "freeze", "only"), "must be a text or a list of texts"),
 }
 _RULES = {
     "missing": "is needed, but was not given",
@@ -262,8 +297,9 @@ _RULES = {
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "dict_type": "must be a mapping of names to values",
-    "tuple_type": "must be whole numbers separated by commas, e.g. 1,3,224,224",
-    "texts": "must be a text or a list of texts",
+    "tuple_type": "must be a list",
+    "dataclass_type": "must be a mapping of names to values",
+    "unexpected_keyword_argument": "is no key that is known",
     "literal_error": "must be {expected}",
 }
 
@@ -271,9 +307,9 @@ _RULES = {
 def _rule(error: Mapping[str, Any]) -> str:
     """What pydantic found, as the rule and the value seen."""
     kind, context = error["type"], error.get("ctx", {})
-    if kind == "tuple_type" and error["loc"][0] in ("rules", "freeze", "only"):
-        kind, context = "texts", {}
     rule = str(context.get("error")) if kind == "value_error" else _RULES.get(kind, error["msg"]).format(**context)
+    if kind == "tuple_type":
+        rule = _LISTS.get(error["loc"][0], rule)
     found = rule if kind == "missing" else f"{rule}, but it is {error['input']!r}"
     example = _EXAMPLES.get(str(error["loc"][0])) if kind in ("missing", "string_too_short") else None
     return f"{found}. For example: {example}" if example else found

@@ -281,6 +281,21 @@ def _require_clearable(folder: Path) -> None:
         ) from error
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let no other process work in a folder meanwhile.
+
+    Raises:
+        ConfigError: Another one does.
+        InputError: The folder cannot be written.
+    """
+    descriptor = _lock(folder)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _lock(folder: Path) -> int:
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)

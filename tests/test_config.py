@@ -9,6 +9,7 @@ from metaprune.allocate import ALLOCATORS
 from metaprune.config import PruneOptions, Recipe, load_recipe, prune_options, shipped_recipes
 from metaprune.criteria import CRITERIA
 from metaprune.errors import ConfigError, InputError
+from metaprune.metatrain.recipe import KEYS
 from metaprune.recovery import RECOVERIES, resolve
 from metaprune.zoo import MODELS
 
@@ -25,10 +26,16 @@ def written(folder: Path, text: str) -> Path:
 def test_every_file_below_configs_is_a_recipe_that_ships() -> None:
     files = {path for path in CONFIGS.rglob("*") if path.suffix in (".yaml", ".yml", ".json", ".toml")}
     assert {path.resolve() for path in shipped_recipes().values()} == {path.resolve() for path in files}
-    assert len(files) == 3
+    assert {path.parent.name for path in files} == {"prune", "metatrain"}
+    assert len(files) == 6
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_says_what_it_is() -> None:
+    for path in shipped_recipes().values():
+        assert path.read_text().startswith("# ")  # the line that `metaprune list configs` shows
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("prune/")])
 def test_a_shipped_recipe_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("METAPRUNE_DATA", "METAPRUNE_CIFAR10"):
         monkeypatch.setenv(variable, f"/somewhere/{variable.lower()}")
@@ -36,11 +43,23 @@ def test_a_shipped_recipe_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert options.model.removeprefix("zoo:") in MODELS
     assert "$" not in f"{options.weights}{options.data}"
     assert resolve(options.recovery, **options.training)
-    assert shipped_recipes()[name].read_text().startswith("# ")  # the line that `metaprune list configs` shows
 
 
 def test_the_last_part_of_a_name_is_enough() -> None:
     assert load_recipe("digits").path == shipped_recipes()["prune/digits"]
+    assert load_recipe("digits", "metatrain", KEYS).path == shipped_recipes()["metatrain/digits"]
+    assert load_recipe("prune/digits", "metatrain").path == shipped_recipes()["prune/digits"]
+
+
+def test_a_variable_may_stand_for_something_else_where_it_is_not_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, "model: m\nbudget: macs=0.5\nmodel_args: {a: ['${MP_TEST:-b}/c']}\ndata: ${MP_TEST:-}x\n")
+    options = prune_options({}, load_recipe(path))
+    assert (options.model_args, options.data) == ({"a": ["b/c"]}, "x")
+    monkeypatch.setenv("MP_TEST", "d")
+    options = prune_options({}, load_recipe(path))
+    assert (options.model_args, options.data) == ({"a": ["d/c"]}, "dx")
 
 
 def test_flags_go_over_a_recipe_and_a_recipe_over_defaults(tmp_path: Path) -> None:

@@ -1,1 +1,6 @@
-"""Meta-training: a population of trained networks, what pruning does to them, and metanetworks that learn from it."""
+"""Meta-training: a population of trained networks, and a metanetwork that is fitted to it."""
+
+from metaprune.metatrain.population import Member, Population
+from metaprune.metatrain.recipe import MemberSpec, Recipe
+
+__all__ = ["Member", "MemberSpec", "Population", "Recipe"]

@@ -65,7 +65,7 @@ def cifar_vgg11(
     """
     if len(set(pool_after)) < len(pool_after) or max(pool_after) > len(widths):
         raise ConfigError(
-            f"`pool_after` must be different numbers from 1 to {len(widths)}, the convolutions that `widths` lists, but "
+            f"`pool_after` must be different numbers from 1 to {len(widths)}, the convolutions in `widths`, but "
             f"it is {tuple(pool_after)}."
         )
     require_multiple("image_size, 2 ** poolings", image_size, 2 ** len(pool_after))
