@@ -18,8 +18,8 @@ from metaprune.metanet import Blocks, Metanet, load_checkpoint, read_blocks
 class MetanetScore(Criterion):
     """What a metanetwork predicts that a unit adds to the distortion of the output, from one pass over the network.
 
-    The metanetwork reads the weights and, where there are data, what cheaper criteria say. Its scores hold for the budget
-    at hand. Source: own, see :mod:`metaprune.metanet.model`.
+    The metanetwork reads the weights and, where there are data, what cheaper criteria say. Its scores hold for the
+    budget at hand. Source: own, see :mod:`metaprune.metanet.model`.
 
     Args:
         checkpoint: The metanetwork: ``default``, or a file that ``metaprune metatrain`` wrote.

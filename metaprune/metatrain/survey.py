@@ -1,0 +1,136 @@
+"""Measure a whole population: over processes, each network once, whatever is asked for again."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metaprune.criteria import Calibration, unit_scores
+from metaprune.data import Dataset, Split, load
+from metaprune.errors import InputError, MetapruneError
+from metaprune.graph import Network, trace
+from metaprune.metanet import read_blocks
+from metaprune.metatrain.distortion import Distortions, Survey, key_of, measure_distortions
+from metaprune.metatrain.objectives import Subject
+from metaprune.metatrain.population import Member, Population
+from metaprune.recovery import NoProgress, Progress
+from metaprune.task import Classification
+
+FOLDER = "distortions"
+CALIBRATION = 1024  # images that criteria look at
+BATCH = 64
+
+
+def survey_population(
+    folder: str | Path,
+    members: Sequence[Member],
+    data: Dataset,
+    survey: Survey,
+    reads: Sequence[str],
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[Subject], list[tuple[str, str]]]:
+    """What pruning does to each network, measured where it is not known yet.
+
+    Args:
+        folder: Of the population; what is measured is kept beside it.
+        members: Some of its networks.
+        data: What they were trained on.
+        survey: Which configurations.
+        reads: Criteria whose scores are wanted; the first draws the configurations.
+        workers: Processes; None takes as many as there are cores.
+        progress: Is told about networks.
+
+    Returns:
+        The networks, and those that could not be measured, with the reason.
+    """
+    folder, progress = Path(folder), progress or NoProgress()
+    workers = workers or len(os.sched_getaffinity(0))
+    progress.start(len(members), "networks", "measuring what pruning does")
+    failed: list[tuple[str, str]] = []
+    try:
+        for member, why in _outcomes(folder, members, data, survey, tuple(reads), workers):
+            if why is not None:
+                failed.append((member.name, why))
+            progress.advance(1, f"{member.name}: {why or 'ready'}")
+    finally:
+        progress.close()
+    lost = {name for name, _ in failed}
+    found = [_subject(folder, member, data, survey, tuple(reads)) for member in members if member.name not in lost]
+    return found, failed
+
+
+def calibration_images(split: Split, count: int, seed: int = 0) -> Callable[[], Iterator[Any]]:
+    """A function that gives a fresh pass over the same augmented training images."""
+    chosen = split.subset(min(count, len(split)), seed)
+    return lambda: chosen.batches(BATCH, shuffle=torch.Generator().manual_seed(seed), augment=True)
+
+
+def _outcomes(
+    folder: Path, members: Sequence[Member], data: Dataset, survey: Survey, reads: tuple[str, ...], workers: int
+) -> Iterator[tuple[Member, str | None]]:
+    if workers == 1 or len(members) < 2:
+        for member in members:
+            yield member, _measured(folder, member, data, survey, reads)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(_in_worker, folder, member.name, data.spec, survey, reads): member for member in members}
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
+
+
+def _in_worker(folder: Path, name: str, spec: str, survey: Survey, reads: tuple[str, ...]) -> str | None:
+    torch.set_num_threads(1)
+    member = next(member for member in _population(folder).members if member.name == name)
+    return _measured(folder, member, _data(spec), survey, reads)
+
+
+def _measured(folder: Path, member: Member, data: Dataset, survey: Survey, reads: tuple[str, ...]) -> str | None:
+    """Measure one network, if it was not; why that failed, if it did."""
+    try:
+        network = trace(member.model, member.example_inputs)
+        path, images = _place(folder, network, data, survey, reads)
+        if not path.exists():
+            calibration = Calibration(calibration_images(data.train, CALIBRATION), Classification(), survey.seed)
+            measure_distortions(network, images, unit_scores(network, calibration, reads), survey).save(path)
+    except MetapruneError as error:
+        return str(error)
+    return None
+
+
+def _subject(folder: Path, member: Member, data: Dataset, survey: Survey, reads: tuple[str, ...]) -> Subject:
+    network = trace(member.model, member.example_inputs)
+    path, _ = _place(folder, network, data, survey, reads)
+    try:
+        measured = Distortions.load(path)
+    except InputError:  # damaged: measured anew
+        path.unlink(missing_ok=True)
+        why = _measured(folder, member, data, survey, reads)
+        if why is not None:
+            raise InputError(why) from None
+        measured = Distortions.load(path)
+    return Subject(member.name, network, read_blocks(network.to_graph()), measured)
+
+
+def _place(
+    folder: Path, network: Network, data: Dataset, survey: Survey, reads: tuple[str, ...]
+) -> tuple[Path, torch.Tensor]:
+    images = data.train.subset(min(survey.images, len(data.train)), survey.seed + 1).images()
+    key = key_of(network.weights, network, survey, images, reads)
+    return folder / FOLDER / f"{key}.safetensors", images
+
+
+@cache
+def _population(folder: Path) -> Population:
+    return Population.load(folder)
+
+
+@cache
+def _data(spec: str) -> Dataset:
+    return load(spec)
