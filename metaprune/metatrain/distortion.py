@@ -35,6 +35,7 @@ from metaprune.files import make_folder, write_atomically
 from metaprune.graph import Network
 from metaprune.modes import evaluating
 from metaprune.plans import Plan
+from metaprune.recovery._checkpoint import digest
 
 SCHEMA = 1
 Cut = dict[str, tuple[int, ...]]  # axis name -> ranks of the units that leave
@@ -209,11 +210,8 @@ def key_of(
     weights: Mapping[str, Tensor], network: Network, survey: Survey, images: Tensor, reads: Sequence[str]
 ) -> str:
     """What a measurement hangs on, as a name."""
-    digest = hashlib.sha256(json.dumps([SCHEMA, network.fingerprint, asdict(survey), list(reads)]).encode())
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    digest.update(images.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:20]
+    decides = [SCHEMA, network.fingerprint, asdict(survey), list(reads), digest(dict(weights)), digest([images])]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:20]
 
 
 @contextmanager

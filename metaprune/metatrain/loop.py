@@ -231,7 +231,7 @@ class _Run:
             self.optimizer.step()
         else:
             self._roll_back()
-        values |= {"loss": float(total), "gradient": float(norm), "lr": self.optimizer.param_groups[0]["lr"]}
+        values |= {"loss": float(total.detach()), "gradient": float(norm), "lr": self.optimizer.param_groups[0]["lr"]}
         self.metrics(values, self.step)
         return float(sum(value for key, value in values.items() if "/" in key))
 

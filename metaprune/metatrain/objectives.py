@@ -160,7 +160,7 @@ class Amortised(Objective):
             first, second = order[: len(order) // 2], order[len(order) // 2 : 2 * (len(order) // 2)]
             gap = wanted_C[first] - wanted_C[second]
             ranked = (F.softplus(-gap.sign() * (seen_C[first] - seen_C[second])) * gap.abs()).mean()
-        return fit + self.ranking * ranked, {"fit": float(fit), "ranking": float(ranked)}
+        return fit + self.ranking * ranked, {"fit": float(fit.detach()), "ranking": float(ranked.detach())}
 
 
 @OBJECTIVES.register("direct")
@@ -219,7 +219,7 @@ class Paper(Objective):
         square_U, count_U = _squares(one.subject.blocks, one.edited)
         gamma_U = _gamma(one.subject.blocks, (square_U / count_U.clamp_min(1)).detach().sqrt(), self.alpha)
         norm = 0.5 * (gamma_U * square_U).sum() / count_U.sum().clamp_min(1)
-        return surrogate + self.sparsity * norm, {"task": loss, "sparsity": float(norm)}
+        return surrogate + self.sparsity * norm, {"task": loss, "sparsity": float(norm.detach())}
 
 
 def soft_mask(network: Network, blocks: Blocks, score_U: Tensor, budget: float, temperature: float) -> Tensor:
