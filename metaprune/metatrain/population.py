@@ -7,17 +7,10 @@ recipe it is asked for; a network in training goes on from its checkpoint after 
 
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
-from multiprocessing.connection import wait
-from multiprocessing.synchronize import Event
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,36 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from metaprune.data import Dataset, load
-from metaprune.errors import ConfigError, InputError
+from metaprune.errors import ConfigError, InputError, UnsupportedModelError
 from metaprune.files import make_folder, read_json, write_atomically
+from metaprune.metatrain._processes import number_of_workers, run_jobs
 from metaprune.metatrain._training import Job, seed_of
 from metaprune.metatrain.recipe import MemberSpec, Recipe
-from metaprune.metatrain.store import SCHEMA, Architecture, Entry, Store
+from metaprune.metatrain.store import SCHEMA, Architecture, Store
 from metaprune.recovery import NoProgress, Progress, torch_device
 from metaprune.run import locked
+from metaprune.task import logits_of
 from metaprune.zoo import MODELS, load_weights, options_for_images
 
 RECORD = "population.json"
-GPU_WORKERS = 4  # networks of this size leave most of a GPU idle
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listed:
-    """What ``population.json`` says of a member.
-
-    Args:
-        name: Unique within the population.
-        key: Its key in the store.
-        split: ``train`` or ``validation``.
-        kind: ``trained``, ``snapshot`` (a copy made during training) or ``pruned`` (partly, at random).
-        parent: Name of the trained network that it comes from, None for one itself.
-    """
-
-    name: str
-    key: str
-    split: str
-    kind: str
-    parent: str | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,62 +37,60 @@ class Member:
     """A network of a population.
 
     Args:
-        listed: Its name, split and kind.
-        entry: What the store knows of it.
-        store: Where it is.
+        name: Unique within the population.
+        family: The file of the zoo that its network comes from, e.g. ``resnet``; elsewhere the first part of its spec.
+        split: ``train`` or ``validation``.
+        kind: ``trained``, ``snapshot`` (a copy made during training) or ``pruned`` (partly, at random).
+        parent: Name of the trained network that it comes from, None for one itself.
+        accuracy: Top-1 on the validation images, in percent.
+        example_inputs: A batch of 2, shape (2, C, H, W), the same at every call.
+        build: Makes the network with its weights, in evaluation mode, on the CPU.
+        folder: Where it is stored, if it is.
     """
 
-    listed: Listed
-    entry: Entry
-    store: Store
-
-    @property
-    def name(self) -> str:
-        """Unique within the population."""
-        return self.listed.name
-
-    @property
-    def split(self) -> str:
-        """``train`` or ``validation``."""
-        return self.listed.split
-
-    @property
-    def kind(self) -> str:
-        """``trained``, ``snapshot`` or ``pruned``."""
-        return self.listed.kind
-
-    @property
-    def parent(self) -> str | None:
-        """Name of the trained network that it comes from, None for one itself."""
-        return self.listed.parent
-
-    @property
-    def accuracy(self) -> float:
-        """Top-1 on the validation images, in percent."""
-        return self.entry.accuracy
-
-    @property
-    def example_inputs(self) -> Tensor:
-        """A batch of 2, shape (2, C, H, W), the same at every call."""
-        return self.entry.architecture.example_inputs()
-
-    @property
-    def family(self) -> str:
-        """The file of the zoo that its network comes from, e.g. ``resnet``; elsewhere the first part of its spec."""
-        source, _, name = self.entry.architecture.model.rpartition(":")
-        if source not in ("", "zoo"):
-            return source
-        factory = MODELS[name].build
-        return str(getattr(factory, "func", factory).__module__.rpartition(".")[2])
+    name: str
+    family: str
+    split: str
+    kind: str
+    parent: str | None
+    accuracy: float
+    example_inputs: Tensor
+    build: Callable[[], nn.Module]
+    folder: Path | None = None
 
     @cached_property
     def model(self) -> nn.Module:
-        """The network with its weights, in evaluation mode, on the CPU; built when first asked for.
+        """The network, built when first asked for.
 
         Raises:
             InputError: It cannot be built as it was.
         """
-        return self.store.model(self.listed.key, self.entry)
+        return self.build()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    """What ``population.json`` says of a member; `key` is that of the store."""
+
+    name: str
+    key: str
+    split: str
+    kind: str
+    parent: str | None = None
+
+    def member(self, store: Store) -> Member:
+        entry = store.read(self.key)
+        return Member(
+            name=self.name,
+            family=_family(entry.architecture.model),
+            split=self.split,
+            kind=self.kind,
+            parent=self.parent,
+            accuracy=entry.accuracy,
+            example_inputs=entry.architecture.example_inputs(),
+            build=partial(store.model, self.key, entry),
+            folder=store.place(self.key),
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -201,6 +174,7 @@ class Population:
         absent = [spec for spec in recipe.members if spec.optional and not Path(str(spec.weights)).is_file()]
         present = [spec for spec in recipe.members if spec not in absent]
         jobs = [_job(spec, recipe, data, store, seed) for spec in present]
+        _require_different(jobs)
         missing = [job for job in jobs if not job.done]
         for job in missing:
             _check(job, data)
@@ -209,7 +183,8 @@ class Population:
         with locked(folder):
             content = {"schema": SCHEMA, "recipe": asdict(recipe), "members": [asdict(one) for one in listed]}
             write_atomically(folder / RECORD, json.dumps(content, indent=1).encode())
-            failed = _run(missing, data, _workers(workers, len(missing), device), device, progress or NoProgress())
+            workers = number_of_workers(workers, len(missing), device)
+            failed = run_jobs(missing, data, workers, device, progress or NoProgress())
         unavailable = {spec.title: f"it is optional, and there is no file {spec.weights}" for spec in absent}
         return cls._loaded(store, recipe, listed, {**unavailable, **failed})
 
@@ -227,7 +202,7 @@ class Population:
                 raise InputError(f"{folder / RECORD} must have schema {SCHEMA}, but has another. Build it again.")
             written = content["recipe"]
             recipe = Recipe(**{**written, "members": tuple(MemberSpec(**spec) for spec in written["members"])})
-            listed = [Listed(**one) for one in content["members"]]
+            listed = [_Listed(**one) for one in content["members"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{folder / RECORD} must be the record of a population, but it is damaged ({error}). Build it again; "
@@ -236,12 +211,12 @@ class Population:
         return cls._loaded(Store(folder), recipe, listed, {})
 
     @classmethod
-    def _loaded(cls, store: Store, recipe: Recipe, listed: Sequence[Listed], known: Mapping[str, str]) -> Self:
+    def _loaded(cls, store: Store, recipe: Recipe, listed: Sequence[_Listed], known: Mapping[str, str]) -> Self:
         """`known` says why a network is not usable, where that is known."""
         members, damaged = [], dict(known)
         for one in listed:
             try:
-                members.append(Member(listed=one, entry=store.read(one.key), store=store))
+                members.append(one.member(store))
             except InputError as error:
                 damaged.setdefault(one.name, str(error))
         return cls(recipe=recipe, members=tuple(members), damaged=tuple(damaged.items()))
@@ -251,7 +226,10 @@ def _job(spec: MemberSpec, recipe: Recipe, data: Dataset, store: Store, seed: in
     """What is to be done for a member, under keys that name all that decides it."""
     epochs, lr = spec.epochs or recipe.epochs, spec.lr or recipe.lr
     source, _, name = spec.model.rpartition(":")
-    followed = options_for_images(name, data.input_shape, len(data.classes)) if source in ("", "zoo") else {}
+    followed: dict[str, int] = {}
+    if source in ("", "zoo"):
+        with _named(spec.title):
+            followed = options_for_images(name, data.input_shape, len(data.classes))
     architecture = Architecture(
         model=f"zoo:{name}" if not source else spec.model,
         options={**followed, **spec.options},
@@ -263,7 +241,8 @@ def _job(spec: MemberSpec, recipe: Recipe, data: Dataset, store: Store, seed: in
     else:
         origin = {"weights": _digest_of(Path(spec.weights))}
     decides = {"schema": SCHEMA, "architecture": asdict(architecture), "data": data.fingerprint, **origin}
-    ends = {} if spec.weights else {max(1, round(share * epochs)): None for share in recipe.snapshots}
+    shares = () if spec.weights else recipe.snapshots
+    ends = {max(1, round(share * epochs)) for share in shares} - {epochs}
     return Job(
         name=spec.title,
         store=store,
@@ -276,36 +255,63 @@ def _job(spec: MemberSpec, recipe: Recipe, data: Dataset, store: Store, seed: in
         batch_size=recipe.batch_size,
         lr=lr,
         images=recipe.images,
-        snapshots={epoch: _key({**decides, "epoch": epoch}) for epoch in sorted(ends) if epoch < epochs},
+        snapshots={epoch: _key({**decides, "epoch": epoch}) for epoch in sorted(ends)},
         pruned={share: _key({**decides, "pruned": share, "seeds": [seed, spec.seed]}) for share in recipe.pruned},
     )
 
 
-def _listed(spec: MemberSpec, recipe: Recipe, job: Job) -> Iterator[Listed]:
-    yield Listed(name=job.name, key=job.key, split=spec.split, kind="trained")
+def _listed(spec: MemberSpec, recipe: Recipe, job: Job) -> Iterator[_Listed]:
+    yield _Listed(name=job.name, key=job.key, split=spec.split, kind="trained")
     for epoch, key in job.snapshots.items():
         name = f"{job.name} after {epoch} of {job.epochs} epochs"
-        yield Listed(name=name, key=key, split=spec.split, kind="snapshot", parent=job.name)
+        yield _Listed(name=name, key=key, split=spec.split, kind="snapshot", parent=job.name)
     for share, key in job.pruned.items():
         name = f"{job.name} without {share:.0%}"
-        yield Listed(name=name, key=key, split=spec.split, kind="pruned", parent=job.name)
+        yield _Listed(name=name, key=key, split=spec.split, kind="pruned", parent=job.name)
+
+
+def _require_different(jobs: Sequence[Job]) -> None:
+    """One network under two names could be on both sides of the split."""
+    first: dict[str, str] = {}
+    for job in jobs:
+        if first.setdefault(job.key, job.name) != job.name:
+            raise ConfigError(
+                f"every member must be a network of its own, but {first[job.key]!r} and {job.name!r} are one. Leave "
+                "one out, or change its seed."
+            )
 
 
 def _check(job: Job, data: Dataset) -> None:
     """Whether the network can be built, takes the images, answers with a score for each class, and can be traced."""
-    model = job.architecture.build()
-    with torch.no_grad():
-        scores = model(job.architecture.example_inputs())
-    wanted = (2, len(data.classes))
-    if not isinstance(scores, Tensor) or scores.shape != wanted:
-        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ConfigError(
-            f"member {job.name!r} must answer 2 images of {job.data!r} with scores of shape {wanted}, but answers with "
-            f"{found}. Give the option of its factory that sets the number of classes."
-        )
-    if job.weights is not None:
-        load_weights(model, job.weights)
-    job.architecture.trace(model)
+    with _named(job.name):
+        model = job.architecture.build()
+        with torch.no_grad():
+            scores = logits_of(model(job.architecture.example_inputs()))
+        wanted = (2, len(data.classes))
+        if scores.shape != wanted:
+            raise ConfigError(
+                f"2 images of {job.data!r} must give scores of shape {wanted}, but give {tuple(scores.shape)}. Give "
+                "the option of its factory that sets the number of classes."
+            )
+        if job.weights is not None:
+            load_weights(model, job.weights)
+        job.architecture.trace(model)
+
+
+@contextmanager
+def _named(title: str) -> Iterator[None]:
+    try:
+        yield
+    except (ConfigError, InputError, UnsupportedModelError) as error:
+        raise type(error)(f"member {title!r}: {error}") from error
+
+
+def _family(model: str) -> str:
+    source, _, name = model.rpartition(":")
+    if source != "zoo":
+        return source
+    factory = MODELS[name].build
+    return str(getattr(factory, "func", factory).__module__.rpartition(".")[2])
 
 
 def _key(decides: Mapping[str, Any]) -> str:
@@ -320,93 +326,3 @@ def _digest_of(path: Path) -> str:
             f"the weights of a member must be a readable file, but {path} is not ({error.strerror}). Give the file, or "
             "`optional: true` to leave that member out where there is none."
         ) from error
-
-
-def _workers(asked: int | None, jobs: int, device: torch.device) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(jobs, asked or (cores if device.type == "cpu" else min(cores, GPU_WORKERS))))
-
-
-def _run(jobs: Sequence[Job], data: Dataset, workers: int, device: torch.device, progress: Progress) -> dict[str, str]:
-    """Do all jobs; why those failed that did, by name."""
-    failed: dict[str, str] = {}
-    progress.start(len(jobs), "networks", "training the population")
-    try:
-        for job, why in _outcomes(jobs, data, workers, device):
-            if why is not None:
-                failed[job.name] = why
-            progress.advance(1, f"{job.name}: {why or 'ready'}")
-    finally:
-        progress.close()
-    return failed
-
-
-def _outcomes(
-    jobs: Sequence[Job], data: Dataset, workers: int, device: torch.device
-) -> Iterator[tuple[Job, str | None]]:
-    if workers == 1:
-        with _repeatable():
-            for job in jobs:
-                yield job, job.run(data, device, NoProgress())
-        return
-    spawn = multiprocessing.get_context("spawn")
-    stop = spawn.Event()
-    with ProcessPoolExecutor(workers, spawn, _begin_worker, (stop,)) as pool:
-        running = {pool.submit(_run_in_worker, job, device): job for job in jobs}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BaseException:
-            stop.set()  # the workers write their checkpoints and end
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-@contextmanager
-def _repeatable() -> Iterator[None]:
-    """One thread and repeatable kernels, so that a network does not depend on what else this machine does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-_stop: Event | None = None
-
-
-def _begin_worker(stop: Event) -> None:
-    """Ctrl-C is for the parent, which tells its workers; they end with it, also when it is killed."""
-    global _stop
-    _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel
-
-    def end_with_the_parent() -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_the_parent, daemon=True).start()
-
-
-def _run_in_worker(job: Job, device: torch.device) -> str | None:
-    with _repeatable():
-        return job.run(_dataset(job.data), device, _UntilStopped())
-
-
-@cache
-def _dataset(spec: str) -> Dataset:
-    return load(spec)
-
-
-class _UntilStopped(NoProgress):
-    """Ends the work between two steps once the parent says so."""
-
-    def advance(self, amount: int = 1, status: str = "") -> None:
-        """Interrupt, if that was asked for."""
-        if _stop is not None and _stop.is_set():
-            raise KeyboardInterrupt

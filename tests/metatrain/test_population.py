@@ -1,11 +1,13 @@
 """The population: built, reused, killed and gone on with, damaged, split; on digits with tiny networks."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable
@@ -21,11 +23,12 @@ from torch import Tensor, nn
 from metaprune import zoo
 from metaprune.config import shipped_recipes
 from metaprune.data import Split, load
-from metaprune.errors import ConfigError, InputError
+from metaprune.errors import ConfigError, InputError, ResourceError
 from metaprune.graph import trace
 from metaprune.measure import accuracy
-from metaprune.metatrain import MemberSpec, Population, Recipe
+from metaprune.metatrain import Member, MemberSpec, Population, Recipe
 from metaprune.metatrain._training import random_plan
+from metaprune.metatrain.store import Store
 from metaprune.recovery import Finetune, NoProgress
 from metaprune.run import locked
 
@@ -49,9 +52,9 @@ def assert_same(first: Population, second: Population) -> None:
     assert [member.accuracy for member in first.members] == [member.accuracy for member in second.members]
 
 
-def entry(population: Population, number: int) -> Path:
-    member = population.members[number]
-    return member.store.place(member.listed.key)
+def place_of(member: Member) -> Path:
+    assert member.folder is not None
+    return member.folder
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +93,14 @@ class TestBuild:
             assert not member.model.training
             assert member.model(member.example_inputs).shape == (2, 10)
             assert accuracy(member.model, validation).top1 == pytest.approx(member.accuracy, abs=0.6)  # one image
-            assert member.entry.images == len(validation)
+            assert Store(place_of(member).parents[1]).read(place_of(member).name).images == len(validation)
         trained, snapshot, pruned = built.train
         assert trained.accuracy > 40
-        assert len(trained.entry.history) == 2
         assert not torch.equal(trained.model.layers[0].weight, snapshot.model.layers[0].weight)
         assert pruned.model.layers[0].weight.shape == (12, 64)
 
     def test_what_is_there_is_not_made_again(self, built: Population, untrainable: None) -> None:
-        folder = built.members[0].store.folder
+        folder = place_of(built.members[0]).parents[1]
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("entry.json")}
         assert_same(Population.build(folder, TINY, workers=1), built)
         assert_same(Population.load(folder), built)
@@ -122,8 +124,8 @@ class TestBuild:
     )
     def test_what_decides_a_network_names_it(self, built: Population, untrainable: None, change: Any) -> None:
         with pytest.raises(AssertionError, match="something is trained"):
-            Population.build(built.members[0].store.folder, replace(TINY, **change), workers=1)
-        Population.build(built.members[0].store.folder, TINY, workers=1)
+            Population.build(place_of(built.members[0]).parents[1], replace(TINY, **change), workers=1)
+        Population.build(place_of(built.members[0]).parents[1], TINY, workers=1)
 
     def test_any_number_of_processes_gives_the_same(self, built: Population, tmp_path: Path) -> None:
         assert_same(Population.build(tmp_path, TINY, workers=2), built)
@@ -183,7 +185,7 @@ class TestGivenWeights:
         file = tmp_path / "known.safetensors"
         save_file(built.members[0].model.state_dict(), file)
         given = replace(MLP, weights=str(file), name="known")
-        recipe = replace(TINY, members=(given, replace(given, name="again", split="validation")))
+        recipe = replace(TINY, members=(given, CNN))
         population = Population.build(tmp_path / "made", recipe, workers=1)
         known, pruned = population.train
         assert (known.name, known.kind, pruned.kind, pruned.parent) == ("known", "trained", "pruned", "known")
@@ -205,14 +207,15 @@ class TestGivenWeights:
 class TestDamage:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
-        return Population.build(tmp_path, TINY, workers=1).members[0].store.folder
+        Population.build(tmp_path, TINY, workers=1)
+        return tmp_path
 
     @pytest.mark.parametrize("file", ["model.safetensors", "entry.json", "plan.json"])
     @pytest.mark.parametrize("harm", ["cut off", "changed", "deleted"])
     def test_a_damaged_entry_is_named_and_the_rest_used(
         self, folder: Path, untrainable: None, file: str, harm: str
     ) -> None:
-        place = entry(Population.load(folder), 2)
+        place = place_of(Population.load(folder).members[2])
         whole = (place / file).read_bytes()
         if harm == "deleted":
             (place / file).unlink()
@@ -230,7 +233,7 @@ class TestDamage:
 
     def test_without_a_network_to_validate_on(self, folder: Path) -> None:
         for member in Population.load(folder).validation:
-            (member.store.place(member.listed.key) / "model.safetensors").write_bytes(b"")
+            (place_of(member) / "model.safetensors").write_bytes(b"")
         population = Population.load(folder)
         assert len(population.train) == len(population.damaged) == 3
         with pytest.raises(ConfigError, match=r"network of the split 'validation'.*3 cannot be used.*is damaged"):
@@ -238,7 +241,7 @@ class TestDamage:
 
     def test_deleted_entries_are_made_again(self, folder: Path) -> None:
         before = Population.load(folder)
-        place = entry(before, 1)
+        place = place_of(before.members[1])
         for path in place.iterdir():
             path.unlink()
         assert [name for name, _ in Population.load(folder).damaged] == [before.members[1].name]
@@ -293,7 +296,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Population:
 
 class TestInterruption:
     @pytest.mark.skipif(not Path("/proc").is_dir(), reason="children are found in /proc")
-    @pytest.mark.parametrize(("workers", "ending"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)])
+    @pytest.mark.parametrize(
+        ("workers", "ending"),
+        [
+            (2, signal.SIGKILL),
+            pytest.param(2, signal.SIGINT, marks=pytest.mark.long),
+            pytest.param(1, signal.SIGKILL, marks=pytest.mark.long),
+        ],
+    )
     def test_a_build_that_was_ended_goes_on(
         self, whole: Population, tmp_path: Path, workers: int, ending: signal.Signals
     ) -> None:
@@ -301,10 +311,10 @@ class TestInterruption:
         script.write_text(SCRIPT)
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         with subprocess.Popen([sys.executable, script, folder, str(workers)], env=environment) as process:
-            first, second = (folder / "networks" / member.listed.key for member in whole.members if not member.parent)
-            wait_for(
-                lambda: (first / "entry.json").exists() and (second / "training-cpu/finetune.safetensors").exists()
-            )
+            trained = [member for member in whole.members if member.kind == "trained"]
+            first, second = (folder / "networks" / place_of(member).name for member in trained)
+            checkpoint = second / "training-cpu" / "finetune.safetensors"
+            wait_for(lambda: (first / "entry.json").exists() and checkpoint.exists())
             working = [process.pid, *children(process.pid)]
             process.send_signal(ending)
             assert process.wait(60) != 0
@@ -315,6 +325,20 @@ class TestInterruption:
         assert_same(resumed, whole)
         assert (first / "entry.json").stat().st_mtime_ns == before
         assert not (second / "training-cpu").exists()
+
+    @pytest.mark.long
+    def test_a_worker_that_is_killed_is_said(self, whole: Population, tmp_path: Path) -> None:
+        def kill() -> None:
+            wait_for(lambda: any(tmp_path.glob("networks/*/training-cpu/*.safetensors")))
+            for child in multiprocessing.active_children():
+                child.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(ResourceError, match="was killed, most likely for memory"):
+            Population.build(tmp_path, LONG, workers=2)
+        killer.join()
+        assert_same(Population.build(tmp_path, LONG, workers=1), whole)
 
     def test_one_process_at_a_time(self, tmp_path: Path) -> None:
         with locked(tmp_path), pytest.raises(ConfigError, match="one process at a time may work in"):
@@ -377,8 +401,12 @@ class TestRefusals:
             (MemberSpec(model="mlp", options={"width": [8]}), ConfigError, "Did you mean 'widths'"),
             (MemberSpec(model="cifar_vgg11"), ConfigError, "must be a multiple"),
             (MemberSpec(model="mlp", weights="nowhere.safetensors"), InputError, "nowhere.safetensors is not"),
-            (MemberSpec(model=f"{__name__}:Odd"), ConfigError, r"scores of shape \(2, 10\), but answers with \(2, 3\)"),
-            (MemberSpec(model=f"{__name__}:Odd", options={"answer": "a tuple"}), ConfigError, "answers with tuple"),
+            (MemberSpec(model=f"{__name__}:Odd"), ConfigError, r"Odd seed=0': .*shape \(2, 10\), but give \(2, 3\)"),
+            (
+                MemberSpec(model=f"{__name__}:Odd", options={"answer": "a tuple"}),
+                ConfigError,
+                "a classifier must return a tensor",
+            ),
         ],
     )
     def test_nothing_is_begun_for_a_member_that_cannot_be(
@@ -387,6 +415,12 @@ class TestRefusals:
         monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__, types.ModuleType(__name__)))
         with pytest.raises(error, match=said):
             Population.build(tmp_path / "made", replace(TINY, members=(*TINY.members, member)), workers=1)
+        assert not (tmp_path / "made").exists()
+
+    def test_one_network_under_two_names(self, tmp_path: Path) -> None:
+        twin = replace(MLP, name="twin", split="validation")
+        with pytest.raises(ConfigError, match="'mlp widths=16 seed=0' and 'twin' are one"):
+            Population.build(tmp_path / "made", replace(TINY, members=(MLP, twin)), workers=1)
         assert not (tmp_path / "made").exists()
 
     def test_weights_of_another_network(self, tmp_path: Path) -> None:
