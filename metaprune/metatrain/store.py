@@ -98,6 +98,8 @@ class Store:
         """
         place = self.place(key)
         make_folder(place)
+        for leftover in place.glob(".*"):  # of a process that was killed while it wrote
+            leftover.unlink()
         data = save({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in _tensors(model)})
         if entry.plan is not None:
             entry.plan.save(place / "plan.json")

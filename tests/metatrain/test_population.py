@@ -244,8 +244,10 @@ class TestDamage:
         place = place_of(before.members[1])
         for path in place.iterdir():
             path.unlink()
+        (place / ".model.safetensors.abc").write_bytes(b"half")
         assert [name for name, _ in Population.load(folder).damaged] == [before.members[1].name]
         assert_same(Population.build(folder, TINY, workers=1), before)
+        assert sorted(path.name for path in place.iterdir()) == ["entry.json", "model.safetensors"]
 
     def test_a_folder_without_a_population(self, tmp_path: Path, folder: Path) -> None:
         with pytest.raises(InputError, match="the record of a population must be a file"):
