@@ -23,7 +23,8 @@ class MemberSpec:
         options: Of its factory: widths, depth. What follows from the data (channels and size of the images, number of
             classes) is filled in for networks of the zoo.
         seed: Draws its first weights and the order of its images; at least 0.
-        weights: A file of weights that it has been trained to elsewhere; None trains it.
+        weights: A file of weights that it has been trained to elsewhere; None trains it. Such a network belongs to
+            ``train`` where it may have seen the validation images, which its accuracy gives away.
         split: ``train``, or ``validation`` for networks that no metanetwork is fitted to.
         name: What it is called; None makes a name of what is above.
         epochs: Instead of the recipe's.
