@@ -131,6 +131,11 @@ class Blocks:
     prunable_A: Tensor
     share_AC: Tensor
 
+    @property
+    def entries(self) -> int:
+        """Entries of all weights between units."""
+        return sum(block.value_SOIK.numel() for block in self.edges)
+
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Blocks":
         """On another device, or with its floating-point numbers in another type."""
         own = _moved(self, device, dtype)

@@ -21,6 +21,7 @@ hidden, R heads or rank.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from metaprune.graph.convert import KINDS, TYPES
 from metaprune.metanet.blocks import FREQUENCIES, Blocks, EdgeBlock, FeatureBlock
 
 TILE_BYTES = 64 << 20
+RECOMPUTE_FROM = 1 << 20  # entries of all weights together
 _SHARES = 4  # parts of the quantities of cost that an axis enters
 
 
@@ -109,7 +111,7 @@ class Metanet(nn.Module):
         """
         state_NH = self.encode(blocks, _standard(blocks, self.shape.reads, reads or {}), budget)
         for layer in self.layers:
-            state_NH = layer(blocks, state_NH, self._tiles, self._through)
+            state_NH = self._through(blocks, layer, blocks, state_NH, partial(self._through, blocks), self._tiles)
         return F.layer_norm(state_NH, state_NH.shape[1:])
 
     def scores(
@@ -143,7 +145,7 @@ class Metanet(nn.Module):
         tensors: dict[str, Tensor] = {}
         for block in blocks.edges:
             if block.learnt:
-                parts = [self._through(self._edited, tile, state_NH) for tile in self._tiles(block)]
+                parts = [self._through(blocks, self._edited, tile, state_NH) for tile in self._tiles(block)]
                 tensors |= block.unstack(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
         change_NTQ = self.features(state_NH).view(-1, 2, len(TYPES), FREQUENCIES)
         for features in blocks.features:
@@ -162,11 +164,11 @@ class Metanet(nn.Module):
     def _tiles(self, block: EdgeBlock) -> list[EdgeBlock]:
         return block.tiles(4 * (block.value_SOIK.shape[3] * 4 + self.shape.heads), self.tile_bytes)
 
-    def _through(self, function: Callable[..., Any], block: EdgeBlock, *inputs: Tensor) -> Any:
-        """Run on a block; what is as large as a tile is not kept for the backward pass."""
-        if torch.is_grad_enabled() and block.value_SOIK.numel() * 16 > self.tile_bytes // 16:
-            return checkpoint(function, block, *inputs, use_reentrant=False)
-        return function(block, *inputs)
+    def _through(self, blocks: Blocks, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Run; with a large network, what has an entry an edge is made anew in the backward pass."""
+        if torch.is_grad_enabled() and blocks.entries > RECOMPUTE_FROM:
+            return checkpoint(function, *inputs, use_reentrant=False)
+        return function(*inputs)
 
 
 class _Encoder(nn.Module):
@@ -230,8 +232,8 @@ class _Layer(nn.Module):
         self,
         blocks: Blocks,
         state_NH: Tensor,
-        tiles: Callable[[EdgeBlock], list[EdgeBlock]],
         through: Callable[..., Any],
+        tiles: Callable[[EdgeBlock], list[EdgeBlock]],
     ) -> Tensor:
         normed_NH = F.layer_norm(state_NH, state_NH.shape[1:])
         received = [normed_NH]
