@@ -349,7 +349,7 @@ class Units:
                 fixed = f"meets a dimension without it in {reason}"
                 self.freeze(np.concatenate([only_a[gone].ravel(), only_b[gone].ravel()])[:, None], fixed)
             else:
-                self._reconcile(a_NK[open_N], b_NK[open_N], only_a, only_b, reason)
+                self._reconcile(a_NK, b_NK, np.asarray(open_N), only_a, only_b, reason)
 
     def _union(self, a_N: npt.NDArray[np.int64], b_N: npt.NDArray[np.int64], why: str) -> None:
         units = np.concatenate([a_N, b_N])
@@ -389,7 +389,9 @@ class Units:
             rest = np.where(nested, joint, column_N)
         self._left[unit_N], self._right[unit_N] = by_NK[:, 0], rest
 
-    def _reconcile(self, a_NK: Labels, b_NK: Labels, only_a: Labels, only_b: Labels, reason: str) -> None:
+    def _reconcile(
+        self, a_NK: Labels, b_NK: Labels, open_N: Alive, only_a: Labels, only_b: Labels, reason: str
+    ) -> None:
         """Rows that need several units on both sides: two ways of factoring the same positions."""
         columns_a, columns_b = _used_columns(only_a), _used_columns(only_b)
         if len(columns_a) == len(columns_b):
@@ -404,11 +406,7 @@ class Units:
                     self._union(column, columns_b[match], reason)
                 return
         # Factored at different places, as 12 = 3*4 and 12 = 6*2: refine both to 3*2*2.
-        sizes, before = _common_grid(self.resolve(a_NK), self.resolve(b_NK)), self._count
-        if sizes:
-            for labels_NK in (a_NK, b_NK):
-                self.split(Dim(len(labels_NK), labels_NK), sizes, reason)
-        if self._count > before:
+        if self._refined(a_NK, b_NK, reason):
             return
         # One side has a unit of its own for every position: let it stand for the other side's, alone.
         for columns in (columns_a, columns_b):
@@ -417,7 +415,16 @@ class Units:
                 others = np.concatenate([column for k, column in enumerate(columns) if k != own[0]])
                 self.freeze(others[:, None], f"meets a dimension without it in {reason}")
                 return
+        if self._refined(a_NK[open_N], b_NK[open_N], reason):
+            return
         self.freeze(np.concatenate([only_a.ravel(), only_b.ravel()])[:, None], f"factored two ways in {reason}")
+
+    def _refined(self, a_NK: Labels, b_NK: Labels, reason: str) -> bool:
+        """Split both along the coarsest grid that both fit, if there is one and it is new."""
+        sizes, before = _common_grid(self.resolve(a_NK), self.resolve(b_NK)), self._count
+        for labels_NK in (a_NK, b_NK) if sizes else ():
+            self.split(Dim(len(labels_NK), labels_NK), sizes or [], reason)
+        return self._count > before
 
     def _split_once(self, dim: Dim, rows: int, columns: int, reason: str) -> tuple[Dim, Dim]:
         assert dim.labels_NK is not None
