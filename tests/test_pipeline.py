@@ -12,7 +12,10 @@ from torch import nn
 
 import metaprune as mp
 from metaprune import data, zoo
+from metaprune.criteria import MetanetScore
+from metaprune.edits import SetWeight
 from metaprune.errors import BudgetError, ConfigError, InputError, VerificationError
+from metaprune.metanet import Metanet, Shape, save_checkpoint
 from metaprune.pipeline import Result, calibration_batches
 from metaprune.recovery import Context, resolve
 
@@ -125,6 +128,46 @@ def test_a_network_that_returns_a_container_goes_the_whole_way() -> None:
     assert done.after.macs <= 0.7 * done.before.macs
     assert set(done.accuracy) == {"dense", "cut", "recovered"}
     assert done.model(torch.randn(3, 1, 8, 8)).logits.shape == (3, 10)
+
+
+@pytest.fixture(scope="module")
+def metanet(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small metanetwork that changes what it reads."""
+    torch.manual_seed(0)
+    metanet = Metanet(Shape(hidden=8, layers=1, heads=2, rank=2, reads=("taylor", "l2")))
+    with torch.no_grad():
+        for parameter in metanet.parameters():
+            parameter.add_(0.15 * torch.randn(parameter.shape))
+    return str(save_checkpoint(metanet, tmp_path_factory.mktemp("metanet") / "metanet.safetensors"))
+
+
+def test_a_metanetwork_edits_first_and_scores_by_name(trained: nn.Module, example: torch.Tensor, metanet: str) -> None:
+    network = mp.trace(trained, example)
+    plain = mp.plan(network, "macs=0.5", "taylor", data=DIGITS)
+    edited = mp.plan(network, "macs=0.5", "taylor", data=DIGITS, metanet=metanet)
+    scored = mp.plan(network, "macs=0.5", MetanetScore(checkpoint=metanet), data=DIGITS)
+    both = mp.plan(network, "macs=0.5", "metanet", data=DIGITS, metanet=metanet)
+    changed = {edit.name for edit in edited.edits if isinstance(edit, SetWeight)}
+    assert "conv1.weight" in changed
+    assert not any("running" in name for name in changed)
+    for plan in (scored, plain):
+        assert not any(isinstance(edit, SetWeight) for edit in plan.edits)
+    assert scored.draft().keep != plain.draft().keep
+    assert both.draft().keep != scored.draft().keep
+    assert edited.made_by["metanet"] == metanet
+    for plan in (edited, both):  # against the masked *edited* network
+        assert network.verify(plan, DIGITS.validation.images()[:8]).max_error < 1e-5
+        dense, slim = trained(example), network.apply(plan)(example)
+        assert not torch.allclose(dense, slim)
+
+
+def test_a_result_of_a_metanetwork_is_replayed(
+    trained: nn.Module, example: torch.Tensor, metanet: str, tmp_path: Path
+) -> None:
+    result = mp.prune(trained, example, "macs=0.6", data=DIGITS, metanet=metanet)
+    assert result.plan.made_by["criterion"] == "metanet"
+    again = mp.load(result.save(tmp_path), zoo.build("digits_cnn"))
+    assert torch.equal(again(example), result.model(example))
 
 
 def test_resume_takes_the_plan_that_was_made(trained: nn.Module, example: torch.Tensor, tmp_path: Path) -> None:

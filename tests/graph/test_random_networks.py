@@ -65,6 +65,7 @@ def check(drawn: Drawn, seed: int = 0) -> None:
     net = drawn.net
     assert not net._layout.trace.failed_rules
     cost_is_counted(drawn, drawn.model, net.cost())
+    graph_is_lossless(drawn)
     if not any(axis.prunable for axis in net.axes):
         return
     for fraction in (0.3, 0.6):
@@ -76,6 +77,12 @@ def check(drawn: Drawn, seed: int = 0) -> None:
     cost_is_counted(drawn, slim, net.cost(net.sizes(plan)))
     two_steps_are_one(drawn, seed)
     units_change_places(drawn)
+
+
+def graph_is_lossless(drawn: Drawn) -> None:
+    state, wanted = drawn.net.from_graph(drawn.net.to_graph()), drawn.model.state_dict()
+    assert list(state) == list(wanted)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in state.items())
 
 
 def slim_is_masked(drawn: Drawn, seed: int, fraction: float) -> None:

@@ -55,6 +55,15 @@ def sees_all_tokens(model: Any, ids: Any, **more: Any) -> torch.Tensor:
 
 
 @every_model
+def test_as_a_graph_nothing_is_lost(name):
+    model, _, net = traced(name)
+    state = net.from_graph(net.to_graph())
+    wanted = {key: tensor for key, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    assert list(state) == list(wanted)
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in state.items())
+
+
+@every_model
 def test_most_parameters_may_shrink(name):
     _, _, net = traced(name)
     assert not net._layout.trace.failed_rules
