@@ -2,9 +2,9 @@
 
 Memory is the peak of the resident set above what it was before the step, in a fresh process for each network: states,
 edited weights, their gradients (random here, so that the network's own training plays no part) and one vector-Jacobian
-product. The slope over the networks is fitted by least squares; the intercept holds the tile and the node states. Pieces
-from 64 KiB on are given back to the system when they are freed (``MALLOC_MMAP_THRESHOLD_``), because glibc otherwise
-keeps several times what is in use.
+product. The slope over the networks is fitted by least squares; the intercept holds the tile and the node states.
+Pieces from 64 KiB on are given back to the system when they are freed (``MALLOC_MMAP_THRESHOLD_``), because glibc
+otherwise keeps several times what is in use.
 
 The published metanetwork is timed beside plain message passing with the same weights on ResNet-56, forward and
 backward, in one process, in turn.
