@@ -10,7 +10,7 @@ from torch import Tensor
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
 from metaprune.errors import ConfigError
 from metaprune.graph import Network
-from metaprune.metanet import Blocks, Metanet, load_checkpoint, read_blocks
+from metaprune.metanet import Blocks, Metanet, load_checkpoint, read_blocks, with_less_memory
 
 
 @CRITERIA.register("metanet")
@@ -69,7 +69,9 @@ def metanet_scores(
         reads: From :func:`unit_scores`.
         share: Part of the multiply-accumulates that is to be left.
     """
-    score_U = metanet.scores(blocks, metanet(blocks, reads, share), reads, share).double().cpu()
+    score_U = with_less_memory(
+        metanet, lambda: metanet.scores(blocks, metanet(blocks, reads, share), reads, share).double().cpu()
+    )
     parts = (score_U - score_U.max()).exp().split([axis.size for axis in network.axes])
     return {axis.name: part for axis, part in zip(network.axes, parts, strict=True) if axis.prunable}
 
@@ -89,7 +91,8 @@ def metanet_edit(
     """
     own = network.weights
     changed = {}
-    for name, tensor in metanet.edit(blocks, metanet(blocks, reads, share)).items():
+    edited = with_less_memory(metanet, lambda: metanet.edit(blocks, metanet(blocks, reads, share)))
+    for name, tensor in edited.items():
         value = network.places.places[name].write(tensor).to(own[name].dtype).cpu().contiguous()
         if not torch.equal(value, own[name].detach().cpu()):
             changed[name] = value

@@ -2,7 +2,7 @@
 
 from metaprune.metanet.blocks import Blocks, read_blocks, written
 from metaprune.metanet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, shipped
-from metaprune.metanet.model import Metanet, Shape
+from metaprune.metanet.model import Metanet, Shape, with_less_memory
 from metaprune.metanet.paper import Edited, PaperMetanet
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "read_blocks",
     "save_checkpoint",
     "shipped",
+    "with_less_memory",
     "written",
 ]

@@ -22,19 +22,21 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from metaprune.errors import ConfigError
+from metaprune.errors import ConfigError, ResourceError
 from metaprune.graph.convert import KINDS, TYPES
 from metaprune.metanet.blocks import FREQUENCIES, Blocks, EdgeBlock, FeatureBlock
 
 TILE_BYTES = 64 << 20
+LEAST_TILE_BYTES = 1 << 20
 RECOMPUTE_FROM = 1 << 20  # entries of all weights together
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 _SHARES = 4  # parts of the quantities of cost that an axis enters
 
 
@@ -169,6 +171,29 @@ class Metanet(nn.Module):
         if torch.is_grad_enabled() and blocks.entries > RECOMPUTE_FROM:
             return checkpoint(function, *inputs, use_reentrant=False)
         return function(*inputs)
+
+
+T = TypeVar("T")
+
+
+def with_less_memory(metanet: Metanet, work: Callable[[], T]) -> T:
+    """Do some work with a metanetwork; where memory does not suffice, again with smaller tiles.
+
+    Raises:
+        ResourceError: It does not suffice for the smallest ones either.
+    """
+    while True:
+        try:
+            return work()
+        except (MemoryError, RuntimeError) as error:  # torch's own error on GPUs is a RuntimeError too
+            if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise
+            if metanet.tile_bytes <= LEAST_TILE_BYTES:
+                raise ResourceError(
+                    f"a metanetwork needs more memory than there is, even with tiles of {metanet.tile_bytes >> 10} "
+                    "KiB. Close what else runs, or use a smaller metanetwork (`shape` in the recipe)."
+                ) from error
+        metanet.tile_bytes //= 4
 
 
 class _Encoder(nn.Module):

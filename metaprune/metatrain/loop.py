@@ -19,7 +19,7 @@ from torch import Tensor
 from metaprune.criteria import metanet_edit, metanet_scores
 from metaprune.data import Split
 from metaprune.errors import ConfigError, InputError
-from metaprune.metanet import Metanet
+from metaprune.metanet import Metanet, with_less_memory
 from metaprune.metatrain.evaluate import RATIOS, Curve, curve_of, log_uniform
 from metaprune.metatrain.objectives import OBJECTIVES, Objective, Pass, Subject
 from metaprune.recovery import NoProgress, Progress
@@ -214,26 +214,32 @@ class _Run:
         if random.random() < training.silent:
             reads = {name: score_U for name, score_U in reads.items() if name not in NEEDS_DATA}
         budget = log_uniform(random, training.least, training.most)
-        self.metanet.train()
-        one = Pass(self.metanet, subject, reads, budget, self._endless(random), self.task, random)
-        total = torch.zeros(())
-        values: dict[str, float] = {}
-        for name, objective in self.objectives.items():
-            loss, numbers = objective(one)
-            total = total + training.objectives[name] * loss
-            values |= {f"{name}/{key}": number for key, number in numbers.items()}
         for group in self.optimizer.param_groups:
             group["lr"] = self.factor * training.learning_rate(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        self.metanet.train()
+        values = with_less_memory(self.metanet, lambda: self._gradient(subject, reads, budget))
         norm = torch.nn.utils.clip_grad_norm_(self.metanet.parameters(), training.clip)
         if bool(norm.isfinite()):
             self.optimizer.step()
         else:
             self._roll_back()
-        values |= {"loss": float(total.detach()), "gradient": float(norm), "lr": self.optimizer.param_groups[0]["lr"]}
+        values |= {"gradient": float(norm), "lr": self.optimizer.param_groups[0]["lr"]}
         self.metrics(values, self.step)
         return float(sum(value for key, value in values.items() if "/" in key))
+
+    def _gradient(self, subject: Subject, reads: Mapping[str, Tensor], budget: float) -> dict[str, float]:
+        """Gradients of all objectives together, in the parameters; and numbers to report."""
+        random = np.random.default_rng((self.training.seed, self.step, len(self.rollbacks), 1))
+        one = Pass(self.metanet, subject, reads, budget, self._endless(random), self.task, random)
+        total = torch.zeros(())
+        values: dict[str, float] = {}
+        for name, objective in self.objectives.items():
+            loss, numbers = objective(one)
+            total = total + self.training.objectives[name] * loss
+            values |= {f"{name}/{key}": number for key, number in numbers.items()}
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        return values | {"loss": float(total.detach())}
 
     def _endless(self, random: np.random.Generator) -> Iterator[Any]:
         if self.batches is None:

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from metaprune.errors import ConfigError
+from metaprune.errors import ConfigError, ResourceError
 from metaprune.graph import trace
-from metaprune.metanet import Metanet, PaperMetanet, Shape, read_blocks, written
+from metaprune.metanet import Metanet, PaperMetanet, Shape, read_blocks, with_less_memory, written
 from metaprune.zoo import MODELS, build, example_inputs
 from tests.graph import oracle
 from tests.graph.cases import CASES, Case
@@ -121,6 +121,24 @@ def test_tiles_and_recomputation_change_nothing():
         seen.append([loss, *(parameter.grad for parameter in metanet.parameters())])
     for one, other in zip(*seen, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: 9 bytes")])
+def test_smaller_tiles_are_tried_before_giving_up(error):
+    metanet, seen = Metanet(SHAPE), []
+
+    def work(fits):
+        seen.append(metanet.tile_bytes)
+        if metanet.tile_bytes > fits:
+            raise error
+        return "done"
+
+    assert with_less_memory(metanet, lambda: work(8 << 20)) == "done"
+    assert seen == [64 << 20, 16 << 20, 4 << 20]
+    with pytest.raises(ResourceError, match="needs more memory than there is, even with tiles of 1024 KiB"):
+        with_less_memory(metanet, lambda: work(0))
+    with pytest.raises(RuntimeError, match="something else"):
+        with_less_memory(metanet, lambda: (_ for _ in ()).throw(RuntimeError("something else")))
 
 
 def test_a_budget_and_the_criteria_read_matter():
