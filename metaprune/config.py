@@ -69,6 +69,7 @@ class PruneOptions(BaseModel):
     freeze: Texts = ()
     only: Texts = ()
     budget: str = Field(min_length=1)
+    metanet: Annotated[str | None, Field(min_length=1)] = None
     criterion: str | None = None
     allocator: str = "global"
     round_to: int | None = Field(default=None, ge=1)

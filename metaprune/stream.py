@@ -203,9 +203,10 @@ def choose(
         UnsupportedModelError: The network cannot be traced or cut without weights.
     """
     judge = CRITERIA[criterion]() if isinstance(criterion, str) else criterion
-    if judge.needs:
-        weighing = ", ".join(name for name in CRITERIA if not CRITERIA[name].needs)
-        raise ConfigError(f"a criterion must read weights alone here, but {criterion!r} needs data. Give {weighing}.")
+    if judge.needs or judge.together:
+        weighing = ", ".join(name for name in CRITERIA if not (CRITERIA[name].needs or CRITERIA[name].together))
+        reads = "needs data" if judge.needs else "looks at all of them at once"
+        raise ConfigError(f"a criterion must read weights one by one here, but {criterion!r} {reads}. Give {weighing}.")
     seconds: dict[str, float] = {}
     with timed(seconds, "trace", step, "Tracing the network"):
         network = trace(_on_meta(model), example_inputs, freeze=freeze, only=only)

@@ -24,10 +24,11 @@ from metaprune.cli.screen import Screen, Watch, finite
 from metaprune.cli.subject import Subject, read_subject
 from metaprune.cli.summary import OUTCOME, draw, gates_failed, outcome
 from metaprune.config import PruneOptions
-from metaprune.criteria import CRITERIA
+from metaprune.criteria import CRITERIA, MetanetScore
 from metaprune.errors import ConfigError, GateError
 from metaprune.files import read_json, write_atomically
 from metaprune.graph import trace
+from metaprune.metanet import load_checkpoint
 from metaprune.pipeline import Result, calibration_batches, prune, reachable_limits
 from metaprune.recovery import Context, Recovery, resolve, torch_device
 from metaprune.run import Run, check, read
@@ -151,6 +152,7 @@ def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery]]:
     device = torch_device(options.accelerator)
     parse_budget(options.budget)
     _check_needs(options)
+    _check_metanet(options)
     recoveries = resolve(options.recovery or ("recalibrate_norm" if options.data else None), **options.training)
     subject = read_subject(
         options.model,
@@ -197,6 +199,12 @@ def _check_needs(options: PruneOptions) -> None:
         raise ConfigError(f"`--{name.replace('_', '-')}` is for training, which needs data. Give --data.")
 
 
+def _check_metanet(options: PruneOptions) -> None:
+    """Whether the metanetwork that edits or judges can be read; it is read again when it is its turn."""
+    if options.metanet is not None or options.criterion == "metanet":
+        load_checkpoint(options.metanet or MetanetScore().checkpoint)
+
+
 def _work(
     order: Order, run: Run, subject: Subject, recoveries: list[Recovery], tracked: Tracker, watch: Watch
 ) -> dict[str, Any]:
@@ -208,6 +216,7 @@ def _work(
         subject.source.example_inputs,
         options.budget,
         data=subject.dataset,
+        metanet=options.metanet,
         criterion=options.criterion,
         allocator=options.allocator,
         recovery=recoveries,

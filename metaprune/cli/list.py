@@ -24,7 +24,8 @@ def list_(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KIND]", help="models, datasets, criteria, allocators, recoveries, edits, tasks or configs. [all]"
+            metavar="[KIND]",
+            help="models, datasets, metanets, criteria, allocators, recoveries, edits, tasks or configs. [all]",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -49,7 +50,7 @@ def list_(
             table.add_column()
             for item in items:
                 table.add_row(Text(item["name"]), Text(item["about"]))
-            console.print(table)
+            console.print(table if items else "  none ships")
 
     Screen(as_json).show({"command": "list", "version": __version__, "items": found}, draw)
     return 0
@@ -79,6 +80,12 @@ def _datasets() -> Mapping[str, str]:
     from metaprune.data import DATASETS
 
     return _described(DATASETS)
+
+
+def _metanets() -> Mapping[str, str]:
+    from metaprune.metanet import load_checkpoint, shipped
+
+    return {name: str(load_checkpoint(name).card.get("about", "no description")) for name in shipped()}
 
 
 def _criteria() -> Mapping[str, str]:
@@ -121,6 +128,7 @@ def _configs() -> Mapping[str, str]:
 KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
     "models": _models,
     "datasets": _datasets,
+    "metanets": _metanets,
     "criteria": _criteria,
     "allocators": _allocators,
     "recoveries": _recoveries,

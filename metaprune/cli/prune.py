@@ -43,10 +43,21 @@ def prune(
         str | None,
         typer.Option(metavar="BUDGET", help="E.g. macs=0.5, or params=0.3,bytes=256KB.", rich_help_panel=DECISION),
     ] = None,
+    metanet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_FILE",
+            help="A metanetwork that first makes the network easier to prune: one that ships (`metaprune list "
+            "metanets`), or a file of `metaprune metatrain`.",
+            rich_help_panel=DECISION,
+        ),
+    ] = None,
     criterion: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="What a unit is worth. [taylor with data, else l2]", rich_help_panel=DECISION
+            metavar="NAME",
+            help="What a unit is worth. [metanet with --metanet, taylor with data, else l2]",
+            rich_help_panel=DECISION,
         ),
     ] = None,
     allocator: Annotated[
@@ -146,6 +157,7 @@ def prune(
         "freeze": freeze,
         "only": only,
         "budget": budget,
+        "metanet": metanet,
         "criterion": criterion,
         "allocator": allocator,
         "round_to": round_to,

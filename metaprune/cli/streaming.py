@@ -79,6 +79,11 @@ def _check_options(options: PruneOptions) -> str:
                 f"`--{name.replace('_', '-')}` needs a network that runs, but `--stream` never holds it. Leave out one "
                 "of them."
             )
+    if options.metanet is not None:
+        raise ConfigError(
+            "`--metanet` reads and changes all weights together, but `--stream` holds one tensor at a time. Leave out "
+            "one of them."
+        )
     if options.weights is None:
         raise ConfigError("`--stream` cuts weights from file to file. Give them: --weights FILE or FOLDER.")
     return options.weights
@@ -96,6 +101,7 @@ def _outcome(order: Order, source: SourceModel, done: Streamed) -> dict[str, Any
         checks=[{"name": "calls", "passed": True, "detail": detail}],
         files={"folder": str(order.folder), **{file.name: str(order.folder / file.name) for file in done.files}},
         seconds=dict(done.seconds),
+        metanet=None,
         criterion=done.plan.made_by["criterion"],
         allocator=done.plan.made_by["allocator"],
         recovery=[],

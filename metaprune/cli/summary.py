@@ -69,6 +69,7 @@ def outcome(
         checks=delivery.checks,
         files={"folder": str(folder), **files, REPORT: str(folder / REPORT)},
         seconds={},
+        metanet=options.metanet,
         criterion=result.plan.made_by["criterion"],
         allocator=result.plan.made_by["allocator"],
         recovery=[
@@ -167,7 +168,8 @@ OUTCOMES = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("not ma
 def _cut(told: Mapping[str, Any]) -> str:
     axes = told["plan"]["axes"]
     cut = sum(axis["kept"] < axis["size"] for axis in axes)
-    return f"{cut} of {len(axes)} axes cut by {told['criterion']}, {told['allocator']}"
+    edited = "" if told["metanet"] is None else f"edited by the metanetwork {told['metanet']}, "
+    return f"{edited}{cut} of {len(axes)} axes cut by {told['criterion']}, {told['allocator']}"
 
 
 def _draw_places(told: Mapping[str, Any], console: "Console") -> None:

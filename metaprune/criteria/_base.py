@@ -44,10 +44,12 @@ class Criterion(ABC):
         needs: What it reads besides weights: ``data``, ``gradients`` (data and a task).
         additive: A score estimates how much the loss rises when the unit leaves, so that scores of different axes can
             be compared, added, and held against what the unit costs.
+        together: It looks at all weights at once, so that the network must be in memory.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     additive: ClassVar[bool] = False
+    together: ClassVar[bool] = False
 
     def score(self, network: Network, calibration: Calibration) -> Scores:
         """Score every unit of every prunable axis that the criterion can judge; others are left out, and kept.

@@ -26,6 +26,7 @@ class MetanetScore(Criterion):
     """
 
     additive: ClassVar[bool] = True
+    together: ClassVar[bool] = True
     checkpoint: str = "default"
 
     def _score(self, network: Network, calibration: Calibration) -> Scores:
