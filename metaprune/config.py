@@ -112,16 +112,43 @@ class Recipe:
     Args:
         path: The file.
         values: By key.
-        lines: Line of each key, counted from 1.
+        lines: Line of each key, counted from 1; of the keys within one as ``key.inner``.
+        within: The key of the file that all this stands under, where it is a section.
     """
 
     path: Path
     values: Mapping[str, Any] = field(default_factory=dict)
     lines: Mapping[str, int] = field(default_factory=dict)
+    within: str = ""
 
-    def where(self, key: str) -> str:
-        """The place of a key, for messages."""
-        return f"{self.path}:{self.lines[key]}: `{key}`" if key in self.lines else f"{self.path}: `{key}`"
+    def where(self, key: str = "") -> str:
+        """The place of a key, or of the whole, for messages."""
+        name = ".".join(part for part in (self.within, key) if part)
+        line = f":{self.lines[key]}" if key in self.lines else ""
+        return f"{self.path}{line}: `{name}`" if name else f"{self.path}"
+
+    def section(self, key: str, keys: Collection[str]) -> "Recipe":
+        """What stands under a key that has keys of its own; nothing where it is not there.
+
+        Args:
+            key: Its name.
+            keys: What it may say.
+
+        Raises:
+            ConfigError: It has no keys, or an unknown one.
+        """
+        values = self.values.get(key) or {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{self.where(key)} must be a mapping of names to values, but it is {values!r}.")
+        lines = {name.partition(".")[2]: line for name, line in self.lines.items() if name.partition(".")[0] == key}
+        section = Recipe(self.path, values, lines, key)
+        for name in values:
+            if name not in keys:
+                raise ConfigError(
+                    f"{section.where(str(name))} is no key that is known.{did_you_mean(str(name), keys)} Known: "
+                    f"{', '.join(keys)}."
+                )
+        return section
 
 
 def prune_options(
@@ -178,6 +205,8 @@ def options_of(kind: type[T], flags: Mapping[str, Any], recipe: Recipe) -> T:
         named = any(isinstance(part, str) for part in inner)
         within = [f", no. {part + 1}" if isinstance(part, int) else f", `{part}`" for part in inner if named]
         raise ConfigError(f"{_where(str(key), flags, recipe)}{''.join(within)} {_rule(first)}.") from error
+    except ConfigError as error:  # a rule of the dataclass itself, which knows no places
+        raise ConfigError(f"{recipe.where()}: {error}") from error
 
 
 def load_recipe(path: str | Path, command: str = "prune", keys: Collection[str] | None = None) -> Recipe:
@@ -207,17 +236,27 @@ def load_recipe(path: str | Path, command: str = "prune", keys: Collection[str] 
         raise ConfigError(
             f"{file}: a recipe must be lines of `key: value`, but it is not. See `metaprune list configs`."
         )
+    lines = _lines(node, file)
+    for key_node, value in node.value:
+        key = str(key_node.value)
+        if key not in known:
+            raise ConfigError(
+                f"{file}:{lines[key]}: no key is named {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}."
+            )
+        if isinstance(value, yaml.MappingNode):
+            lines |= {f"{key}.{name}": line for name, line in _lines(value, file).items()}
+    return Recipe(file, values, lines)
+
+
+def _lines(node: yaml.MappingNode, file: Path) -> dict[str, int]:
+    """Line of each key, counted from 1."""
     lines: dict[str, int] = {}
     for key_node, _ in node.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
         if key in lines:
             raise ConfigError(f"{file}:{line}: every key may stand once, but `{key}` stands in line {lines[key]} too.")
-        if key not in known:
-            raise ConfigError(
-                f"{file}:{line}: no key is named {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}."
-            )
         lines[key] = line
-    return Recipe(file, values, lines)
+    return lines
 
 
 @cache

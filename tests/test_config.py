@@ -1,12 +1,14 @@
 """Recipes: every shipped one is read, and what is wrong in one is said with its file, line and key."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from metaprune.allocate import ALLOCATORS
-from metaprune.config import PruneOptions, Recipe, load_recipe, prune_options, shipped_recipes
+from metaprune.config import PruneOptions, Recipe, load_recipe, options_of, prune_options, shipped_recipes
 from metaprune.criteria import CRITERIA
 from metaprune.errors import ConfigError, InputError
 from metaprune.metatrain.recipe import KEYS
@@ -170,3 +172,50 @@ def test_a_recipe_knows_its_lines() -> None:
     recipe = Recipe(Path("a.yaml"), {"seed": 1}, {"seed": 7})
     assert recipe.where("seed") == "a.yaml:7: `seed`"
     assert recipe.where("model") == "a.yaml: `model`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    power: int = 1
+    colour: str = "red"
+
+    def __post_init__(self) -> None:
+        if self.power < 1:
+            raise ConfigError(f"`power >= 1` must hold, but power={self.power}.")
+
+
+KEYS_OF_ENGINE = ("power", "colour")
+
+
+def engine(path: Path, **flags: Any) -> Engine:
+    recipe = load_recipe(path, keys=("model", "engine"))
+    return options_of(Engine, flags, recipe.section("engine", KEYS_OF_ENGINE))
+
+
+def test_a_section_is_read_like_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MP_TEST", "green")
+    path = written(tmp_path, "model: m\nengine:\n  power: 3\n  colour: ${MP_TEST}\n")
+    assert engine(path) == Engine(power=3, colour="green")
+    assert engine(path, power=4) == Engine(power=4, colour="green")
+    assert engine(written(tmp_path, "model: m\n")) == engine(written(tmp_path, "engine:\n")) == Engine()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "model: m\nengine: {power: 1,\n  pover: 2}\n",
+            ":3: `engine.pover` is no key that is known. Did you mean 'pow",
+        ),
+        ("model: m\nengine:\n  power: much\n", ":3: `engine.power` must be a whole number, but it is 'much'"),
+        ("model: m\nengine:\n  power: 0\n", ":2: `engine`: `power >= 1` must hold, but power=0"),
+        ("model: m\nengine: 3\n", ":2: `engine` must be a mapping of names to values, but it is 3"),
+        ("model: m\nengine:\n  power: 1\n  power: 2\n", ":4: every key may stand once, but `power` stands in line 3"),
+        ("model: m\nengine:\n  colour: ${MP_NONE}\n", ":3: `engine.colour` needs the environment variable MP_NONE"),
+    ],
+)
+def test_what_is_wrong_in_a_section_is_said_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        engine(path)
+    assert f"{path}{said}" in str(caught.value)

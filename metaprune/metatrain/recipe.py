@@ -134,7 +134,7 @@ class Recipe:
             InputError: There is no such file, or it cannot be read.
             ConfigError: A key or a value does not fit, or a variable is not set; file and line are named.
         """
-        return cls.of(load_recipe(path, "metatrain", KEYS), **given)
+        return cls.of(load_recipe(path, "metatrain", (*KEYS, *SECTIONS)), **given)
 
     @classmethod
     def of(cls, written: Written, **given: Any) -> Self:
@@ -144,6 +144,7 @@ class Recipe:
 
 
 KEYS = tuple(part.name for part in fields(Recipe))
+SECTIONS = ("survey", "shape", "training")  # what else a recipe of `metaprune metatrain` says
 
 
 def _hold(spec: Any, rules: Mapping[str, tuple[str, bool]]) -> None:
