@@ -2,8 +2,11 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,10 +82,31 @@ def _outcomes(
         for member in members:
             yield member, _measured(folder, member, data, survey, reads)
         return
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(_in_worker, folder, member.name, data.spec, survey, reads): member for member in members}
-        for future in as_completed(waiting):
-            yield waiting[future], future.result()
+        with _interrupts_ignored():  # workers begin here and go on ignoring them: Ctrl-C is for this process
+            waiting = {
+                pool.submit(_in_worker, folder, member.name, data.spec, survey, reads): member for member in members
+            }
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        except BaseException:
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()  # files are written whole or not at all
+            raise
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _in_worker(folder: Path, name: str, spec: str, survey: Survey, reads: tuple[str, ...]) -> str | None:
