@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from metaprune import __version__
-from metaprune.cli import bench, demo, doctor, export, inspect, prune, ui, validate
+from metaprune.cli import bench, demo, doctor, export, inspect, metatrain, prune, ui, validate
 from metaprune.cli import list as list_
 from metaprune.cli.failure import BROKEN_PIPE, Interrupted, failure_of, traceback_of
 from metaprune.cli.screen import say_failure
@@ -54,6 +54,7 @@ for _verb in (
     demo.demo,
     inspect.inspect,
     prune.prune,
+    metatrain.metatrain,
     export.export,
     validate.validate,
     bench.bench,

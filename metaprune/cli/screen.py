@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _REFRESH = 8.0  # pictures per second
+_BAR = 28  # columns for spinner, bar and time that is left
 _TELL_EVERY_S = 20.0  # where no bar can be drawn, a line about long work comes this often
 
 
@@ -110,7 +111,9 @@ class Watch:
         """Units of it are done."""
         self._done += amount
         if self._bars is not None and self._bar is not None:
-            numbers = f"{self._done}/{self._total} {status or self._unit}"
+            shown = f"{self._done}/{self._total} {status or self._unit}"
+            room = max(self.console.width - len(self._description) - _BAR, len(shown) - len(status))
+            numbers = shown if len(shown) <= room else f"{shown[: room - 1]}…"
             self._bars.update(self._bar, completed=self._done, numbers=numbers)
         elif not self.console.is_terminal and time.perf_counter() - self._told >= _TELL_EVERY_S:
             self._told = time.perf_counter()

@@ -49,7 +49,7 @@ def test_help_comes_in_300_ms() -> None:
     assert fastest("--help") < 0.3
 
 
-@pytest.mark.parametrize("words", [["--help"], ["prune", "--help"], ["--version"], []])
+@pytest.mark.parametrize("words", [["--help"], ["prune", "--help"], ["metatrain", "--help"], ["--version"], []])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
         "import sys\n"
@@ -71,7 +71,7 @@ def test_help_fits_into_80_columns(verb: str) -> None:
 
 
 def test_verbs_are_those_promised() -> None:
-    promised = {"demo", "inspect", "prune", "export", "validate", "bench", "ui", "list", "doctor"}
+    promised = {"demo", "inspect", "prune", "metatrain", "export", "validate", "bench", "ui", "list", "doctor"}
     assert set(app_verbs()) == promised
 
 

@@ -46,6 +46,21 @@ def test_a_terminal_gets_bars_that_fit_into_80_columns(monkeypatch: pytest.Monke
     assert "\x1b[" in drawn(console)
 
 
+def test_a_long_status_leaves_the_bar_its_place() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    watch = Watch(console)
+    watch.step("Measuring")
+    watch.start(30, "networks", "measuring what pruning does")
+    watch.advance(3, "cifar_mobilenet_v2 expansion=4 repeats=1x1x2 widths=8x8x8x12x16 after 12 of 24 epochs: ready")
+    assert watch._bars is not None
+    watch._bars.refresh()
+    shown = drawn(console)
+    watch.stop()
+    assert "measuring what pruning does" in shown
+    assert "3/30 cifar_mobilenet" in shown
+    assert "…" in shown
+
+
 def test_a_log_gets_plain_lines_and_few(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), width=80)
     work(Watch(console))
