@@ -70,8 +70,9 @@ def _outcomes(
         return
     spawn = multiprocessing.get_context("spawn")
     stop = spawn.Event()
-    with ProcessPoolExecutor(workers, spawn, _begin_worker, (stop,)) as pool:
-        running = {pool.submit(_run_in_worker, job, device): job for job in jobs}
+    with ProcessPoolExecutor(workers, spawn, begin_worker, (stop,)) as pool:
+        with interrupts_ignored():
+            running = {pool.submit(_run_in_worker, job, device): job for job in jobs}
         try:
             for future in as_completed(running):
                 yield running[future], future.result()
@@ -97,10 +98,23 @@ def _repeatable() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Processes that begin meanwhile ignore Ctrl-C from their first moment: it is for this one, which ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 _stop: Event | None = None
 
 
-def _begin_worker(stop: Event) -> None:
+def begin_worker(stop: Event) -> None:
     """Ctrl-C is for the parent, which tells its workers; they end with it, also when it is killed."""
     global _stop
     _stop = stop

@@ -2,11 +2,8 @@
 
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from metaprune.data import Dataset, Split, load
 from metaprune.errors import InputError, MetapruneError
 from metaprune.graph import Network, trace
 from metaprune.metanet import read_blocks
+from metaprune.metatrain._processes import begin_worker, interrupts_ignored
 from metaprune.metatrain.distortion import Distortions, Survey, key_of, measure_distortions
 from metaprune.metatrain.objectives import Subject
 from metaprune.metatrain.population import Member, Population
@@ -83,8 +81,9 @@ def _outcomes(
             yield member, _measured(folder, member, data, survey, reads)
         return
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        with _interrupts_ignored():  # workers begin here and go on ignoring them: Ctrl-C is for this process
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, begin_worker, (spawn.Event(),)) as pool:
+        with interrupts_ignored():
             waiting = {
                 pool.submit(_in_worker, folder, member.name, data.spec, survey, reads): member for member in members
             }
@@ -95,18 +94,6 @@ def _outcomes(
             for worker in set(multiprocessing.active_children()) - others:
                 worker.terminate()  # files are written whole or not at all
             raise
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _in_worker(folder: Path, name: str, spec: str, survey: Survey, reads: tuple[str, ...]) -> str | None:

@@ -1,0 +1,67 @@
+"""Measuring a population over processes: they end with the one that began them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metaprune.data import load
+from metaprune.metatrain import Population, Survey, survey_population
+from tests.metatrain.test_population import TINY, children, runs, wait_for
+
+ONE_EPOCH = replace(TINY, epochs=1, snapshots=(), pruned=())
+SHORT = Survey(images=32, alone=3, together=3)
+SCRIPT = """
+import sys
+from metaprune.data import load
+from metaprune.metatrain import Population, Survey, survey_population
+if __name__ == "__main__":
+    members = Population.load(sys.argv[1]).members
+    survey_population(sys.argv[1], members, load("digits"), Survey(alone=100_000), ["l2"], workers=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("population")
+    Population.build(folder, ONE_EPOCH, workers=1)
+    return folder
+
+
+def test_what_was_measured_is_not_measured_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members, data = Population.load(folder).members, load("digits")
+    found, failed = survey_population(folder, members, data, SHORT, ["l2"], workers=1)
+    assert [subject.name for subject in found] == [member.name for member in members]
+    assert not failed
+    monkeypatch.setattr("metaprune.metatrain.survey.measure_distortions", None)
+    again, _ = survey_population(folder, members, data, SHORT, ["l2"], workers=1)
+    for one, other in zip(found, again, strict=True):
+        assert one.distortions.distortion_C.tolist() == other.distortions.distortion_C.tolist()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="children are found in /proc")
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("when", [0, 6])
+def test_processes_end_at_once_and_quietly(folder: Path, tmp_path: Path, ending: signal.Signals, when: float) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    with subprocess.Popen(
+        [sys.executable, script, folder], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        wait_for(lambda: len(children(process.pid)) == 3)  # one of them keeps track of what they share
+        time.sleep(when)
+        working = [process.pid, *children(process.pid)]
+        if ending == signal.SIGINT:
+            os.killpg(process.pid, ending)  # as a terminal does
+        else:
+            process.send_signal(ending)
+        assert process.wait(60) != 0
+        wait_for(lambda: not any(runs(one) for one in working))
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert "SpawnProcess" not in said
