@@ -8,6 +8,7 @@ import json
 import shlex
 import shutil
 import tempfile
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -423,15 +424,12 @@ def _figure(networks: Sequence[Mapping[str, Any]]) -> Any:
     columns = min(3, len(networks))
     rows = -(-len(networks) // columns)
     figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for panel in panels:
-        panel.set_visible(False)
-    for panel, network in zip(panels, networks):
-        panel.set_visible(True)
+    for number, network in enumerate(networks, 1):
+        panel = figure.add_subplot(rows, columns, number)
         panel.axhline(network["dense"], color="0.6", linestyle=":", label="dense")
         for name, curve in network["curves"].items():
             panel.plot(curve["ratios"], curve["accuracies"], marker="o", markersize=3, label=name)
-        panel.set_title(network["name"], fontsize=7, wrap=True)
+        panel.set_title(textwrap.fill(network["name"], 48), fontsize=7)
         panel.set_xlabel("times fewer MACs")
         panel.set_ylabel("accuracy, %")
         panel.legend(fontsize=7)

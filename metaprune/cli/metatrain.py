@@ -57,7 +57,10 @@ def metatrain(
         typer.Option(metavar="FOLDER", help="Where files go. [runs/metatrain-DATE-TIME]", rich_help_panel=OUTPUT),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Delete what an earlier run left there.", rich_help_panel=OUTPUT)
+        bool,
+        typer.Option(
+            "--force", help="Delete what an earlier run left there, its networks too.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what an interrupted run left there.", rich_help_panel=OUTPUT)

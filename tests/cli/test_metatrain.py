@@ -151,6 +151,18 @@ def test_a_loss_is_called_one(areas: dict[str, float], said: str) -> None:
     assert said in metacourse._verdict(areas)
 
 
+def test_every_network_has_a_panel_with_all_curves(tracked: tuple[Answer, Path, str]) -> None:
+    (network,) = tracked[0].json["networks"]
+    figure = metacourse._figure(
+        [{**network, "name": f"cifar_mobilenet_v2 {'x'.join('12345678')} {k}"} for k in range(4)]
+    )
+    assert len(figure.axes) == 4
+    for panel in figure.axes:
+        drawn = {line.get_label(): list(line.get_ydata()) for line in panel.get_lines()}
+        assert drawn.pop("dense") == [network["dense"]] * 2
+        assert drawn == {name: curve["accuracies"] for name, curve in network["curves"].items()}
+
+
 def test_trained_networks_are_used_again(population: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     before = entries(Path("networks"))
     done = command("metatrain", "tiny.yaml", *population, *QUIET, "--steps", "2", "--seed", "5", "--out", "o", "--json")
