@@ -11,7 +11,7 @@ from metaprune.allocate import ALLOCATORS
 from metaprune.config import PruneOptions, Recipe, load_recipe, options_of, prune_options, shipped_recipes
 from metaprune.criteria import CRITERIA
 from metaprune.errors import ConfigError, InputError
-from metaprune.metatrain.recipe import KEYS
+from metaprune.metatrain.recipe import KEYS, SECTIONS
 from metaprune.recovery import RECOVERIES, resolve
 from metaprune.zoo import MODELS
 
@@ -49,7 +49,7 @@ def test_a_shipped_recipe_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_last_part_of_a_name_is_enough() -> None:
     assert load_recipe("digits").path == shipped_recipes()["prune/digits"]
-    assert load_recipe("digits", "metatrain", KEYS).path == shipped_recipes()["metatrain/digits"]
+    assert load_recipe("digits", "metatrain", (*KEYS, *SECTIONS)).path == shipped_recipes()["metatrain/digits"]
     assert load_recipe("prune/digits", "metatrain").path == shipped_recipes()["prune/digits"]
 
 
