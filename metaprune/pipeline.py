@@ -107,6 +107,7 @@ def plan(
         for axis in network.axes
         if axis.name in kept and len(kept[axis.name]) < axis.size
     )
+    learnt = metanet is not None or isinstance(judge, MetanetScore)  # it reads what criteria say of the data
     made_by = {
         "budget": str(budget),
         "criterion": criterion if isinstance(criterion, str) else repr(criterion),
@@ -114,7 +115,7 @@ def plan(
         "round_to": round_to,
         "floor": floor,
         "seed": seed,
-        "calibration": calibration if judge.needs else 0,
+        "calibration": calibration if judge.needs or (learnt and data is not None) else 0,
         **({} if metanet is None else {"metanet": metanet}),
         **network.traced_with,
     }

@@ -454,9 +454,11 @@ def draw(told: Mapping[str, Any], console: "Console") -> None:
     )
     console.print()
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-    table.add_column("", no_wrap=True, overflow="ellipsis")
-    for name in ("dense", *areas):
-        table.add_column(name, justify="right", no_wrap=True)
+    names = ("dense", *areas)
+    numeric = sum(max(len(name), 7) + 2 for name in names)  # rich would shrink these columns as much as the names
+    table.add_column("", no_wrap=True, overflow="ellipsis", max_width=max(20, console.width - numeric))
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True, min_width=7)
     for network in told["networks"]:
         found = {name: curve["area"] for name, curve in network["curves"].items()}
         table.add_row(Text(network["name"]), numbers.percent(network["dense"]), *_cells(found))

@@ -83,7 +83,7 @@ def _find(name: str | Path) -> Path:
         return inside
     if not Path(name).is_file():
         raise ConfigError(
-            f"a metanetwork must be one of {', '.join(shipped()) or 'none that ship'}, or a .safetensors file, but "
-            f"{str(name)!r} is neither. `metaprune metatrain` makes one."
+            f"a metanetwork must be one that ships ({', '.join(shipped())}) or a .safetensors file, but {str(name)!r} "
+            "is neither. `metaprune metatrain` makes one."
         )
     return Path(name)

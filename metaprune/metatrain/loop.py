@@ -78,7 +78,13 @@ class MetaTraining:
             "clip": ("clip > 0", self.clip > 0),
             "least": ("0 < least <= most <= 1", 0 < self.least <= self.most <= 1),
             "silent": ("0 <= silent <= 1", 0 <= self.silent <= 1),
+            "weight_decay": ("0 <= weight_decay < inf", 0 <= self.weight_decay < math.inf),
+            "warmup": ("0 <= warmup < 1", 0 <= self.warmup < 1),
             "validate_every": ("validate_every >= 1", self.validate_every >= 1),
+            "images": ("images >= 1", self.images >= 1),
+            "calibration": ("calibration >= 2", self.calibration >= 2),
+            "batch_size": ("batch_size >= 2", self.batch_size >= 2),
+            "collapse": ("0 <= collapse < 1", 0 <= self.collapse < 1),
             "objectives": ("at least one objective of positive weight", any(w > 0 for w in self.objectives.values())),
         }
         for name, (rule, holds) in rules.items():
