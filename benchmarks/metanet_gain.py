@@ -39,8 +39,7 @@ def networks(options: argparse.Namespace, dataset: data.Dataset) -> Iterator[tup
             if member.kind == "trained":
                 yield member.name, trace(member.model, member.example_inputs)
         return
-    source = zoo.resolve_model(options.model)
-    model = source.build()
+    model = zoo.resolve_model(options.model).module
     zoo.load_weights(model, options.weights)
     yield options.model, trace(model.eval(), next(dataset.train.batches(2))[0])
 

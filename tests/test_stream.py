@@ -203,3 +203,29 @@ def test_never_holds_the_network(tmp_path):
     run = subprocess.run([sys.executable, "-c", code, tmp_path, str(depth)], capture_output=True, text=True, check=True)
     assert size > 45 * largest
     assert int(run.stdout) < 12 * largest
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_network_of_transformers_is_cut_from_shards_to_shards(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 97}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    torch.manual_seed(1)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads)).eval()
+    model.save_pretrained(tmp_path / "in", max_shard_size="60KB")
+    assert len(list((tmp_path / "in").glob("model-*.safetensors"))) > 1
+    with parameters_on_meta():
+        source = zoo.resolve_model("hf:LlamaForCausalLM", options={**sizes, **heads})
+    done = prune_files(source.module, source.example_inputs, tmp_path / "in", tmp_path / "out", BUDGET)
+    slim = mp.load(tmp_path / "out", transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads)).eval())
+    wanted = mp.trace(model, source.example_inputs).apply(done.plan)
+    for key, tensor in wanted.state_dict().items():
+        assert torch.equal(slim.state_dict()[key], tensor), key
+    ids = torch.arange(6).view(1, 6) + 5
+    with torch.no_grad():
+        assert torch.equal(slim(ids).logits, wanted(ids).logits)
+        told = slim.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, pad_token_id=0
+        )
+        for place in range(6, 9):  # with its cache, what the whole sequence gives without one
+            assert int(slim(told[:, :place], use_cache=False).logits[0, -1].argmax()) == int(told[0, place])
