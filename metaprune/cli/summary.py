@@ -168,8 +168,8 @@ OUTCOMES = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("not ma
 def _cut(told: Mapping[str, Any]) -> str:
     axes = told["plan"]["axes"]
     cut = sum(axis["kept"] < axis["size"] for axis in axes)
-    edited = "" if told["metanet"] is None else f"edited by the metanetwork {told['metanet']}, "
-    return f"{edited}{cut} of {len(axes)} axes cut by {told['criterion']}, {told['allocator']}"
+    learnt = "" if told["metanet"] is None else f"with the metanetwork {told['metanet']}, "
+    return f"{learnt}{cut} of {len(axes)} axes cut by {told['criterion']}, {told['allocator']}"
 
 
 def _draw_places(told: Mapping[str, Any], console: "Console") -> None:

@@ -51,7 +51,7 @@ def test_any_criterion_may_judge_what_was_edited(metanet: Path) -> None:
     words = ["prune", *TINY, *HALF, *QUICK, "--metanet", metanet, "--criterion", "l2"]
     done = command(*words, "--out", "out")
     assert done.code == 0, done.err
-    assert "edited by the metanetwork" in " ".join(done.out.split())
+    assert "with the metanetwork" in " ".join(done.out.split())
     assert "cut by l2" in " ".join(done.out.split())
 
 
