@@ -125,6 +125,8 @@ def plan(
 def _edited(network: Network, metanet: str, calibration: Calibration) -> dict[str, Tensor]:
     """Parameters that a metanetwork changes, by name."""
     net = load_checkpoint(metanet).metanet
+    if not net.edits:
+        return {}
     reads = unit_scores(network, calibration, net.shape.reads)
     return metanet_edit(net, network, read_blocks(network.to_graph()), reads, calibration.share)
 

@@ -7,11 +7,10 @@ in checkpoints. Plain criteria are measured on the same networks and images, in 
 import json
 import shlex
 import shutil
-import tempfile
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +44,6 @@ from metaprune.metatrain import (
 from metaprune.metatrain.recipe import KEYS, SECTIONS
 from metaprune.metatrain.survey import CALIBRATION, calibration_images
 from metaprune.pipeline import timed
-from metaprune.recovery import NoProgress, torch_device
 from metaprune.report import numbers
 from metaprune.run import Run, check, read, seed_everything, versions
 from metaprune.task import Classification
@@ -201,27 +199,13 @@ def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
     return told
 
 
-class _Begins(Exception):
-    """All has been looked at, and work would begin."""
-
-
-class _OnlyCheck(NoProgress):
-    def start(self, total: int, unit: str, description: str, done: int = 0) -> None:
-        raise _Begins
-
-
 def _read_and_check(order: Order) -> Dataset:
     """Everything that can be wrong, found before anything is written where it stays."""
-    torch_device(order.accelerator)
     for name in order.asked.shape.reads:
         if CRITERIA[name].together:
             raise ConfigError(f"a metanetwork must read plain criteria, but `shape.reads` has {name!r}. Leave it out.")
     data = load(order.asked.population.data)
-    if not order.resume:
-        with tempfile.TemporaryDirectory() as folder, suppress(_Begins):
-            Population.build(
-                folder, order.asked.population, workers=1, accelerator=order.accelerator, progress=_OnlyCheck()
-            )
+    Population.check(order.population, order.asked.population, accelerator=order.accelerator)
     return data
 
 

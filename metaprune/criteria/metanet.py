@@ -90,6 +90,8 @@ def metanet_edit(
         reads: From :func:`unit_scores`.
         share: Part of the multiply-accumulates that is to be left.
     """
+    if not metanet.edits:
+        return {}
     own = network.weights
     changed = {}
     edited = with_less_memory(metanet, lambda: metanet.edit(blocks, metanet(blocks, reads, share)))

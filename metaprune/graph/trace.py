@@ -129,10 +129,10 @@ def _run(
     trace.result, trace.calls = tracer.refs(out), tracer.calls
     trace.batch = max(next((value.dims[0].size for value in inputs if value.dims), 1), 1)
     _run_further(tracer, trace, copied, example_inputs, real=real)
-    held = {id(value.foreign) for value in trace.values}
+    held, own = {id(value.foreign) for value in trace.values}, named_tensors(model)
     for name in _unused(trace):
         why = "not used in the traced run"
-        if id(named_tensors(model)[name]) in held:
+        if id(own[name]) in held:
             why = "used by a function that holds the given model itself (a lambda, a closure), which no copy can cut"
         for dim in parameters[name].dims:
             tracer.units.freeze(dim, why)

@@ -9,7 +9,6 @@ Suffixes: S stacked groups, O units made, I units read, K kernel positions, Q ke
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import reduce
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -130,6 +129,11 @@ class Blocks:
     kind_A: Tensor
     prunable_A: Tensor
     share_AC: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of edges, each with all its kernel positions."""
+        return sum(block.value_SOIK[..., 0].numel() for block in self.edges)
 
     @property
     def entries(self) -> int:
@@ -285,8 +289,3 @@ def _rms(values: list[Tensor]) -> Tensor:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def total_edges(blocks: Sequence[EdgeBlock]) -> int:
-    """Number of edges, each with all its kernel positions."""
-    return reduce(lambda total, block: total + math.prod(block.value_SOIK.shape[:3]), blocks, 0)

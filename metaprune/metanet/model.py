@@ -142,6 +142,12 @@ class Metanet(nn.Module):
         total_C = torch.where(removed_CU, score_U, -torch.inf).logsumexp(dim=1)
         return self.curve[0] + self.curve[1] * total_C
 
+    @property
+    def edits(self) -> bool:
+        """It changes parameters; one that never learnt to does not."""
+        heads = (self.scale.out, self.shift.out, self.features)
+        return any(bool(tensor.any()) for head in heads for tensor in (head.weight, head.bias))
+
     def edit(self, blocks: Blocks, state_NH: Tensor) -> dict[str, Tensor]:
         """Changed parameters by name, in their form, float32. A fresh metanetwork changes nothing."""
         tensors: dict[str, Tensor] = {}

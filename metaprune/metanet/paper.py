@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from metaprune.errors import ConfigError
 from metaprune.graph.convert import TYPES
-from metaprune.metanet.blocks import FREQUENCIES, Blocks, EdgeBlock, total_edges
+from metaprune.metanet.blocks import FREQUENCIES, Blocks, EdgeBlock
 
 TILE_BYTES = 64 << 20
 _LEAST_VARIANCE = 1e-5  # as torch_geometric's StdAggregation
@@ -123,7 +123,7 @@ class PaperMetanet(nn.Module):
         size = 4 * self.hidden
         recompute = self.recompute
         if recompute is None:
-            recompute = total_edges(blocks.edges) * size * (len(self.layers) + 1) > 16 * self.tile_bytes
+            recompute = blocks.count * size * (len(self.layers) + 1) > 16 * self.tile_bytes
         tiles = [tile for block in blocks.edges for tile in block.tiles(size, self.tile_bytes)]
         history: list[Tensor] = []
         states: list[Tensor | None] = [None if recompute else self.first(tile) for tile in tiles]

@@ -171,13 +171,10 @@ class Population:
         if workers is not None and workers < 1:
             raise ConfigError(f"`workers >= 1` must hold, but it is {workers}.")
         store, data = Store(folder), load(recipe.data)
-        absent = [spec for spec in recipe.members if spec.optional and not Path(str(spec.weights)).is_file()]
-        present = [spec for spec in recipe.members if spec not in absent]
-        jobs = [_job(spec, recipe, data, store, seed) for spec in present]
-        _require_different(jobs)
+        present = _present(recipe)
+        absent = [spec for spec in recipe.members if spec not in present]
+        jobs = _checked_jobs(present, recipe, data, store, seed)
         missing = [job for job in jobs if not job.done]
-        for job in missing:
-            _check(job, data)
         listed = [one for spec, job in zip(present, jobs) for one in _listed(spec, recipe, job)]
         make_folder(folder)
         with locked(folder):
@@ -187,6 +184,12 @@ class Population:
             failed = run_jobs(missing, data, workers, device, progress or NoProgress())
         unavailable = {spec.title: f"it is optional, and there is no file {spec.weights}" for spec in absent}
         return cls._loaded(store, recipe, listed, {**unavailable, **failed})
+
+    @classmethod
+    def check(cls, folder: str | Path, recipe: Recipe, *, accelerator: str = "auto", seed: int = 0) -> None:
+        """Raise what :meth:`build` would raise before it writes or trains anything."""
+        torch_device(accelerator)
+        _checked_jobs(_present(recipe), recipe, load(recipe.data), Store(Path(folder)), seed)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -220,6 +223,21 @@ class Population:
             except InputError as error:
                 damaged.setdefault(one.name, str(error))
         return cls(recipe=recipe, members=tuple(members), damaged=tuple(damaged.items()))
+
+
+def _present(recipe: Recipe) -> list[MemberSpec]:
+    """The members but optional ones whose weights are not there."""
+    return [spec for spec in recipe.members if not spec.optional or Path(str(spec.weights)).is_file()]
+
+
+def _checked_jobs(specs: Sequence[MemberSpec], recipe: Recipe, data: Dataset, store: Store, seed: int) -> list[Job]:
+    """What is to be done for the members; those that are not there yet can be built and take the data."""
+    jobs = [_job(spec, recipe, data, store, seed) for spec in specs]
+    _require_different(jobs)
+    for job in jobs:
+        if not job.done:
+            _check(job, data)
+    return jobs
 
 
 def _job(spec: MemberSpec, recipe: Recipe, data: Dataset, store: Store, seed: int) -> Job:

@@ -54,17 +54,32 @@ def survey_population(
     folder, progress = Path(folder), progress or NoProgress()
     workers = workers or len(os.sched_getaffinity(0))
     progress.start(len(members), "networks", "measuring what pruning does")
+    known: dict[str, Subject] = {}
     failed: list[tuple[str, str]] = []
+    unknown: dict[str, tuple[Member, Network, Path]] = {}
     try:
-        for member, why in _outcomes(folder, members, data, survey, tuple(reads), workers):
-            if why is not None:
-                failed.append((member.name, why))
-            progress.advance(1, f"{member.name}: {why or 'ready'}")
+        for member in members:
+            try:
+                network = trace(member.model, member.example_inputs)
+            except MetapruneError as error:
+                failed.append((member.name, str(error)))
+                progress.advance(1, f"{member.name}: {error}")
+                continue
+            path, _ = _place(folder, network, data, survey, tuple(reads))
+            try:
+                known[member.name] = _subject(member.name, network, path)
+                progress.advance(1, f"{member.name}: ready")
+            except InputError:  # not measured yet, or damaged
+                unknown[member.name] = member, network, path
+        for name, why in _outcomes(folder, [one[0] for one in unknown.values()], data, survey, tuple(reads), workers):
+            if why is None:
+                known[name] = _subject(name, *unknown[name][1:])
+            else:
+                failed.append((name, why))
+            progress.advance(1, f"{name}: {why or 'ready'}")
     finally:
         progress.close()
-    lost = {name for name, _ in failed}
-    found = [_subject(folder, member, data, survey, tuple(reads)) for member in members if member.name not in lost]
-    return found, failed
+    return [known[member.name] for member in members if member.name in known], failed
 
 
 def calibration_images(split: Split, count: int, seed: int = 0) -> Callable[[], Iterator[Any]]:
@@ -75,17 +90,18 @@ def calibration_images(split: Split, count: int, seed: int = 0) -> Callable[[], 
 
 def _outcomes(
     folder: Path, members: Sequence[Member], data: Dataset, survey: Survey, reads: tuple[str, ...], workers: int
-) -> Iterator[tuple[Member, str | None]]:
+) -> Iterator[tuple[str, str | None]]:
     if workers == 1 or len(members) < 2:
         for member in members:
-            yield member, _measured(folder, member, data, survey, reads)
+            yield member.name, _measured(folder, member, data, survey, reads)
         return
     others = set(multiprocessing.active_children())
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, begin_worker, (spawn.Event(),)) as pool:
         with interrupts_ignored():
             waiting = {
-                pool.submit(_in_worker, folder, member.name, data.spec, survey, reads): member for member in members
+                pool.submit(_in_worker, folder, member.name, data.spec, survey, reads): member.name
+                for member in members
             }
         try:
             for future in as_completed(waiting):
@@ -103,30 +119,19 @@ def _in_worker(folder: Path, name: str, spec: str, survey: Survey, reads: tuple[
 
 
 def _measured(folder: Path, member: Member, data: Dataset, survey: Survey, reads: tuple[str, ...]) -> str | None:
-    """Measure one network, if it was not; why that failed, if it did."""
+    """Measure one network; why that failed, if it did."""
     try:
         network = trace(member.model, member.example_inputs)
         path, images = _place(folder, network, data, survey, reads)
-        if not path.exists():
-            calibration = Calibration(calibration_images(data.train, CALIBRATION), Classification(), survey.seed)
-            measure_distortions(network, images, unit_scores(network, calibration, reads), survey).save(path)
+        calibration = Calibration(calibration_images(data.train, CALIBRATION), Classification(), survey.seed)
+        measure_distortions(network, images, unit_scores(network, calibration, reads), survey).save(path)
     except MetapruneError as error:
         return str(error)
     return None
 
 
-def _subject(folder: Path, member: Member, data: Dataset, survey: Survey, reads: tuple[str, ...]) -> Subject:
-    network = trace(member.model, member.example_inputs)
-    path, _ = _place(folder, network, data, survey, reads)
-    try:
-        measured = Distortions.load(path)
-    except InputError:  # damaged: measured anew
-        path.unlink(missing_ok=True)
-        why = _measured(folder, member, data, survey, reads)
-        if why is not None:
-            raise InputError(why) from None
-        measured = Distortions.load(path)
-    return Subject(member.name, network, read_blocks(network.to_graph()), measured)
+def _subject(name: str, network: Network, path: Path) -> Subject:
+    return Subject(name, network, read_blocks(network.to_graph()), Distortions.load(path))
 
 
 def _place(

@@ -7,7 +7,7 @@ import torch
 
 from metaprune.errors import ConfigError, ResourceError
 from metaprune.graph import trace
-from metaprune.metanet import Metanet, PaperMetanet, Shape, read_blocks, with_less_memory, written
+from metaprune.metanet import Metanet, PaperMetanet, Shape, model, read_blocks, with_less_memory, written
 from metaprune.zoo import MODELS, build, example_inputs
 from tests.graph import oracle
 from tests.graph.cases import CASES, Case
@@ -108,10 +108,11 @@ def test_a_fresh_metanetwork_changes_nothing_and_scores_as_its_base(name):
     assert all(torch.equal(state_dict[key], value) for key, value in net.model.state_dict().items())
 
 
-def test_tiles_and_recomputation_change_nothing():
+def test_tiles_and_recomputation_change_nothing(monkeypatch):
     blocks = read_blocks(trace(build("cifar_resnet8"), example_inputs("cifar_resnet8")).to_graph())
     seen = []
-    for tile_bytes in (1 << 26, 1 << 12):
+    for tile_bytes, recompute_from in ((1 << 26, 1 << 62), (1 << 12, 0)):
+        monkeypatch.setattr(model, "RECOMPUTE_FROM", recompute_from)
         torch.manual_seed(0)
         metanet = awake(Metanet(SHAPE, tile_bytes)).float()
         state = metanet(blocks, None, 0.5)
