@@ -30,6 +30,7 @@ from metaprune.metatrain.survey import calibration_images
 from metaprune.task import Classification
 
 PLAIN = ("random", "l1", "l2", "taylor")
+ARMS = (*PLAIN, "metanet", "metanet without data")
 
 
 def networks(options: argparse.Namespace, dataset: data.Dataset) -> Iterator[tuple[str, Network]]:
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--model", help="instead of a population, with --weights")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--metanet", default="default")
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--calibration", type=int, default=1024, help="training images")
     parser.add_argument("--out", type=Path, help="file for the JSON lines; standard output if not given")
@@ -78,6 +80,8 @@ def main() -> None:
         for seed in range(options.seeds):
             images = calibration_images(dataset.train, options.calibration, seed)
             for arm, scores_at in arms(network, dataset, options, seed):
+                if arm not in options.arms:
+                    continue
                 curve = curve_of(network, scores_at, dataset.test, images)
                 line = {"network": name, "arm": arm, "seed": seed, "area": curve.area}
                 line |= {f"{ratio:g}x": accuracy for ratio, accuracy in zip(curve.ratios, curve.accuracies)}

@@ -81,7 +81,7 @@ def speed(hidden: int, layers: int, repeats: int) -> dict[str, Any]:
         for name, arm in arms.items():
             paper.zero_grad()
             began = time.perf_counter()
-            sum(tensor.square().sum() for tensor in arm(blocks).tensors.values()).backward()
+            sum(tensor.square().sum() for tensor in arm(blocks).values()).backward()
             if number:
                 seconds[name].append(time.perf_counter() - began)
     ratio = statistics.median(seconds["message passing"]) / statistics.median(seconds["factored"])

@@ -155,6 +155,9 @@ def test_a_metanetwork_edits_first_and_scores_by_name(trained: nn.Module, exampl
     assert scored.draft().keep != plain.draft().keep
     assert both.draft().keep != scored.draft().keep
     assert edited.made_by["metanet"] == metanet
+    changed_network = network.with_tensors(edited.draft().tensors)
+    assert edited.draft().keep == mp.plan(changed_network, "macs=0.5", "taylor", data=DIGITS).draft().keep
+    assert edited.draft().keep != plain.draft().keep
     for plan in (edited, both):  # against the masked *edited* network
         assert network.verify(plan, DIGITS.validation.images()[:8]).max_error < 1e-5
         dense, slim = trained(example), network.apply(plan)(example)

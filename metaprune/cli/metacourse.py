@@ -23,7 +23,7 @@ from metaprune.cli.screen import Screen, Watch, finite
 from metaprune.cli.summary import OUTCOME
 from metaprune.config import load_recipe, options_of
 from metaprune.criteria import CRITERIA, Calibration
-from metaprune.data import Dataset, Split, load
+from metaprune.data import Dataset, load
 from metaprune.errors import ConfigError
 from metaprune.files import read_json, write_atomically
 from metaprune.measure import accuracy
@@ -304,16 +304,11 @@ class _Means:
             self.seen.clear()
 
 
-def _images(data: Dataset, training: MetaTraining) -> Split:
-    """The validation images that decide."""
-    return data.validation.subset(min(training.images, len(data.validation)), training.seed)
-
-
 def _judged(
     member: Member, subject: Subject, trained: Trained, data: Dataset, training: MetaTraining, watch: Watch
 ) -> Judged:
     """The metanetwork beside plain criteria, on a network that it did not learn from."""
-    network, images = subject.network, _images(data, training)
+    network, images = subject.network, training.validation_images(data.validation)
     calibration = Calibration(calibration_images(data.train, CALIBRATION), Classification(), training.seed)
 
     def curve(name: str) -> Curve:
@@ -361,7 +356,7 @@ def _card(
         "seed": asked.training.seed,
         "versions": versions(),
         "split": data.validation.name,
-        "images": len(_images(data, asked.training)),
+        "images": len(asked.training.validation_images(data.validation)),
         "step": trained.step,
         "areas": areas,
         "networks": [one.to_json() for one in judged],

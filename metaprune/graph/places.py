@@ -156,9 +156,9 @@ class _Use:
     def groups(self) -> int:
         return int(self.op.constants.get(("groups", None), 1)) if _CONVOLUTION in self.op.name else 1
 
-    def other_channels(self, dim: int, spatial: int) -> Dim:
-        """The channels that a grouped kernel meets along `dim`, all groups together."""
-        number = self.op.inputs[0] if dim == 1 and "transpose" not in self.op.name else self.op.outputs[0]
+    def other_channels(self, spatial: int) -> Dim:
+        """The channels that a grouped kernel meets along its dimension 1, all groups together."""
+        number = self.op.outputs[0] if "transpose" in self.op.name else self.op.inputs[0]
         return self.layout.trace.values[number].dims[-(spatial + 1)]
 
 
@@ -183,7 +183,7 @@ def _place(
         split, order, form, made, read = _feature(shape, out, sets, nodes)
     elif groups > 1 and use is not None:
         # Dimension 0 of a grouped kernel runs over all groups, its dimension 1 over what one group meets.
-        met = nodes.of(nodes.sets(use.other_channels(1, len(shape) - 2)))
+        met = nodes.of(nodes.sets(use.other_channels(len(shape) - 2)))
         own = nodes.of(sets[0])
         split = [groups, shape[0] // groups, *shape[1:]]
         order = [0, 1 + out, 1 + into, *range(3, len(split))]

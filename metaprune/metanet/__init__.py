@@ -3,12 +3,11 @@
 from metaprune.metanet.blocks import Blocks, read_blocks, written
 from metaprune.metanet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, shipped
 from metaprune.metanet.model import Metanet, Shape, with_less_memory
-from metaprune.metanet.paper import Edited, PaperMetanet
+from metaprune.metanet.paper import PaperMetanet
 
 __all__ = [
     "Blocks",
     "Checkpoint",
-    "Edited",
     "Metanet",
     "PaperMetanet",
     "Shape",

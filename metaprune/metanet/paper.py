@@ -23,7 +23,6 @@ all; nodes that a residual stream shares are one node, not several with identity
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,17 +36,6 @@ from metaprune.metanet.blocks import FREQUENCIES, Blocks, EdgeBlock
 
 TILE_BYTES = 64 << 20
 _LEAST_VARIANCE = 1e-5  # as torch_geometric's StdAggregation
-
-
-@dataclass(frozen=True)
-class Edited:
-    """What a metanetwork makes of a network.
-
-    Attributes:
-        tensors: The edited parameters by name, in their form; float32.
-    """
-
-    tensors: dict[str, Tensor]
 
 
 class FeatureEncoder(nn.Module):
@@ -117,8 +105,8 @@ class PaperMetanet(nn.Module):
         self.decode_nodes = _mlp(hidden, len(TYPES) * FREQUENCIES)
         self.decode_edges = _mlp(hidden, FREQUENCIES)
 
-    def forward(self, blocks: Blocks) -> Edited:
-        """Edit a network."""
+    def forward(self, blocks: Blocks) -> dict[str, Tensor]:
+        """The edited parameters by name, in their form; float32."""
         state_NH = self.encode_nodes(blocks)
         size = 4 * self.hidden
         recompute = self.recompute
@@ -180,7 +168,7 @@ class PaperMetanet(nn.Module):
         tiles: Sequence[EdgeBlock],
         states: Sequence[Tensor | None],
         history: Sequence[Tensor],
-    ) -> Edited:
+    ) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         node_NTQ = self.decode_nodes(F.layer_norm(state_NH, state_NH.shape[1:])).view(-1, len(TYPES), FREQUENCIES)
         for features in blocks.features:
@@ -195,7 +183,7 @@ class PaperMetanet(nn.Module):
             ]
             if block.learnt:
                 tensors |= block.unstack(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
-        return Edited(tensors)
+        return tensors
 
     def _decoded(self, tile: EdgeBlock, edge: Tensor | None, *history: Tensor) -> Tensor:
         edge = self.later(tile, *history) if edge is None else edge

@@ -10,7 +10,7 @@ from torch_geometric.nn import MessagePassing
 
 from metaprune.graph.convert import TYPES
 from metaprune.metanet.blocks import FREQUENCIES, Blocks
-from metaprune.metanet.paper import Edited, PaperLayer, PaperMetanet
+from metaprune.metanet.paper import PaperLayer, PaperMetanet
 
 
 class _Messages(MessagePassing):  # type: ignore[misc]
@@ -38,8 +38,8 @@ class ReferenceMetanet(nn.Module):
         self.paper = paper
         self.messages = _Messages()
 
-    def forward(self, blocks: Blocks) -> Edited:
-        """Edit a network."""
+    def forward(self, blocks: Blocks) -> dict[str, Tensor]:
+        """The edited parameters by name, in their form."""
         paper = self.paper
         node = paper.encode_nodes(blocks)
         ends, values = [], []
@@ -64,7 +64,7 @@ class ReferenceMetanet(nn.Module):
             edge = edge + along + inv * back
         return self._decode(blocks, node, edge)
 
-    def _decode(self, blocks: Blocks, node: Tensor, edge: Tensor) -> Edited:
+    def _decode(self, blocks: Blocks, node: Tensor, edge: Tensor) -> dict[str, Tensor]:
         paper = self.paper
         tensors: dict[str, Tensor] = {}
         changes = paper.decode_nodes(F.layer_norm(node, node.shape[1:])).view(len(node), len(TYPES), FREQUENCIES)
@@ -78,4 +78,4 @@ class ReferenceMetanet(nn.Module):
             if block.learnt:
                 value = block.value_SOIK + paper.edge_ratio * (change @ block.code_KQ.T).view_as(block.value_SOIK)
                 tensors |= dict(block.unstack(value))
-        return Edited(tensors)
+        return tensors

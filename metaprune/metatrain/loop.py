@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaprune.criteria import metanet_edit, metanet_scores
+from metaprune.criteria import CRITERIA, metanet_edit, metanet_scores
 from metaprune.data import Split
 from metaprune.errors import ConfigError, InputError
 from metaprune.metanet import Metanet, with_less_memory
@@ -27,7 +27,6 @@ from metaprune.recovery._checkpoint import Checkpoint, digest
 from metaprune.task import Classification, Task
 
 FILE = "metatrain.safetensors"
-NEEDS_DATA = ("taylor",)  # criteria that are withheld now and then, so that a metanetwork can do without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +91,10 @@ class MetaTraining:
                 raise ConfigError(f"`{rule}` must hold, but {name}={getattr(self, name)!r}.")
         for name in self.objectives:
             OBJECTIVES[name]
+
+    def validation_images(self, split: Split) -> Split:
+        """Those of a split that the looks measure on."""
+        return split.subset(min(self.images, len(split)), self.seed)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0, before any collapse."""
@@ -180,7 +183,7 @@ class _Run:
         metrics: Callable[[Mapping[str, float], int], None],
     ) -> None:
         self.metanet, self.train, self.validation, self.training = metanet, train, validation, training
-        self.images = images.subset(min(training.images, len(images)), training.seed)
+        self.images = training.validation_images(images)
         self.calibration, self.batches, self.task, self.metrics = calibration, batches, task, metrics
         self.objectives: dict[str, Objective] = {name: OBJECTIVES[name]() for name in training.objectives}
         self.optimizer = torch.optim.AdamW(metanet.parameters(), lr=training.lr, weight_decay=training.weight_decay)
@@ -218,7 +221,7 @@ class _Run:
         subject = self.train[int(random.integers(len(self.train)))]
         reads = dict(subject.distortions.reads)
         if random.random() < training.silent:
-            reads = {name: score_U for name, score_U in reads.items() if name not in NEEDS_DATA}
+            reads = {name: score_U for name, score_U in reads.items() if not CRITERIA[name].needs}
         budget = log_uniform(random, training.least, training.most)
         for group in self.optimizer.param_groups:
             group["lr"] = self.factor * training.learning_rate(self.step)

@@ -31,7 +31,7 @@ def outputs(net, metanet, reads=None):
     blocks = read_blocks(net.to_graph()).to(dtype=torch.float64)
     with torch.no_grad():
         if isinstance(metanet, PaperMetanet):
-            tensors, scores = metanet(blocks).tensors, torch.zeros(len(blocks.axis_U))
+            tensors, scores = metanet(blocks), torch.zeros(len(blocks.axis_U))
         else:
             state = metanet(blocks, reads, 0.4)
             tensors, scores = metanet.edit(blocks, state), metanet.scores(blocks, state, reads, 0.4)
