@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,11 @@ import torch
 # Read once: a test that changes the environment must not move the shared cache.
 DATA = os.environ.get("METAPRUNE_DATA")
 CACHE = Path(os.environ.get("METAPRUNE_CACHE") or platformdirs.user_cache_dir("metaprune"))
+
+
+# A shell makes what it starts in the background deaf to Ctrl-C, and processes that the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
