@@ -98,8 +98,8 @@ def plan(
     share = min(min(limit / dense[quantity] for quantity, limit in limits.items()), 1.0)
     seen = Calibration(batches, task, seed, share)
     edited = {} if metanet is None else _edited(network, metanet, seen)
-    scores = judge.score(network.with_tensors(edited) if edited else network, seen)
-    problem = Problem(network, scores, limits, judge.additive, floor, round_to)
+    verdict = judge.judge(network.with_tensors(edited) if edited else network, seen)
+    problem = Problem(network, verdict.scores, limits, judge.additive, floor, round_to, verdict.curves)
     kept = divide.allocate(problem)
     edits: tuple[Edit, ...] = tuple(SetWeight(name, tensor) for name, tensor in edited.items())
     edits += tuple(

@@ -2,6 +2,7 @@
 
 from metaprune.allocate._base import ALLOCATORS, Allocator, Problem, Sizes
 from metaprune.allocate.global_ import Global
+from metaprune.allocate.rd import RateDistortion
 from metaprune.allocate.uniform import Uniform
 
-__all__ = ["ALLOCATORS", "Allocator", "Global", "Problem", "Sizes", "Uniform"]
+__all__ = ["ALLOCATORS", "Allocator", "Global", "Problem", "RateDistortion", "Sizes", "Uniform"]

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +28,7 @@ class Problem:
         scores: Axis name -> value of each unit, larger means keep; an axis without scores keeps all its units.
         limits: Quantity of cost -> what it may be at most.
         additive: Scores are comparable and addable over axes, so that they can be held against cost.
+        curves: Axis name -> predicted loss with k units kept, shape (size + 1,); see :meth:`curve`.
         floor: Smallest share of an axis that must stay, in [0, 1]; at least one unit always stays.
         round_to: Sizes of channel and hidden axes are multiples of this, or the whole axis.
 
@@ -42,12 +43,20 @@ class Problem:
     additive: bool = False
     floor: float = 0.1
     round_to: int = 1
+    curves: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"`0 <= floor <= 1` must hold, but floor={self.floor}.")
         if self.round_to < 1:
             raise ConfigError(f"`round_to >= 1` must hold, but round_to={self.round_to}.")
+        for axis in self.axes:
+            curve = self.curves.get(axis.name)
+            if curve is not None and (curve.shape != (axis.size + 1,) or not bool(curve.isfinite().all())):
+                raise ConfigError(
+                    f"the curve of axis {axis.name!r} must be {axis.size + 1} finite numbers, one for each number of "
+                    f"units kept, but has shape {tuple(curve.shape)} or is not finite."
+                )
         smallest = self.network.cost(self.smallest)
         for quantity, limit in self.limits.items():
             if smallest[quantity] > limit:
@@ -85,6 +94,21 @@ class Problem:
             size = math.ceil(size / self.round_to) * self.round_to
         return min(size, axis.size)
 
+    def levels(self, axis: Axis) -> Sizes:
+        """All legal sizes of an axis, ascending."""
+        return np.unique([self.aligned(axis, size) for size in range(1, axis.size + 1)])
+
+    def curve(self, axis: Axis) -> npt.NDArray[np.float64]:
+        """Predicted loss with k units kept, shape (size + 1,): the one given, else the sum of the lowest scores.
+
+        It never grows with k: what a larger axis can do, it can do without using all of its units.
+        """
+        if axis.name in self.curves:
+            loss_K = self.curves[axis.name].double().numpy()
+        else:
+            loss_K = np.append(np.cumsum(np.sort(self.scores[axis.name].double().numpy()))[::-1], 0.0)
+        return np.minimum.accumulate(loss_K)
+
     def sizes(self, wanted: Mapping[str, float]) -> Sizes:
         """Legal sizes at or above the wanted ones; axes not named keep all units."""
         sizes = self.full.copy()
@@ -109,12 +133,12 @@ class Problem:
     def filled(self, sizes: Sizes) -> Sizes:
         """Use up what the limits leave: give back units, the most valuable first, while they fit.
 
-        Units are weighed by score, against what they cost where scores are additive. One step gives an axis its next
-        legal size; an axis that does not fit once does not fit later, because costs only grow.
+        Units are weighed by what they lower the loss, against their cost where scores are additive. One step gives an
+        axis its next legal size; an axis that does not fit once does not fit later, because costs only grow.
         """
         sizes = sizes.copy()
         growing = {axis.name: axis for axis in self.axes}
-        ranked = {name: np.sort(self.scores[name].numpy())[::-1] for name in growing}
+        curves = {name: self.curve(axis) for name, axis in growing.items()}
         while growing:
             offers = []
             for name, axis in growing.items():
@@ -132,7 +156,7 @@ class Problem:
                 if any(costs[quantity][row] > limit for quantity, limit in self.limits.items()):
                     del growing[name]
                     continue
-                gain = float(ranked[name][sizes[k] : grown[k]].sum())
+                gain = float(curves[name][sizes[k]] - curves[name][grown[k]])
                 share = max((costs[q][row] - base[q]) / limit for q, limit in self.limits.items())
                 worth[name] = gain / max(share, 1e-12) if self.additive else gain / (grown[k] - sizes[k])
             if worth:

@@ -1,6 +1,6 @@
 """Criteria: what a unit is worth, one file each."""
 
-from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
+from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Curves, Scores, Verdict
 from metaprune.criteria.bn_scale import BnScale
 from metaprune.criteria.magnitude import L1, L2
 from metaprune.criteria.metanet import MetanetScore, metanet_edit, metanet_scores, unit_scores
@@ -14,10 +14,12 @@ __all__ = [
     "BnScale",
     "Calibration",
     "Criterion",
+    "Curves",
     "MetanetScore",
     "Random",
     "Scores",
     "Taylor",
+    "Verdict",
     "metanet_edit",
     "metanet_scores",
     "unit_scores",

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,21 @@ from metaprune.registry import Registry
 from metaprune.task import Task
 
 Scores = dict[str, Tensor]  # axis name -> (units,), float64, not negative
+Curves = dict[str, Tensor]  # axis name -> (units + 1,), float64: predicted loss with that many units kept
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What a criterion says of a network.
+
+    Args:
+        scores: The worth of every unit.
+        curves: Predicted loss of each axis with k units kept, the best by score, where the criterion knows it better
+            than as a sum of scores; else empty.
+    """
+
+    scores: Scores
+    curves: Curves = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,10 @@ class Criterion(ABC):
     together: ClassVar[bool] = False
 
     def score(self, network: Network, calibration: Calibration) -> Scores:
+        """The scores of :meth:`judge`."""
+        return self.judge(network, calibration).scores
+
+    def judge(self, network: Network, calibration: Calibration) -> Verdict:
         """Score every unit of every prunable axis that the criterion can judge; others are left out, and kept.
 
         Raises:
@@ -63,14 +82,18 @@ class Criterion(ABC):
             raise ConfigError(f"criterion {name!r} needs data. Give `data=` (--data), or one that reads weights alone.")
         if "gradients" in self.needs and calibration.task is None:
             raise ConfigError(f"criterion {name!r} needs a loss. Give `loss=` (--task).")
-        scores = self._score(network, calibration)
-        for axis, score_U in scores.items():
+        verdict = self._judge(network, calibration)
+        for axis, score_U in verdict.scores.items():
             if not bool(score_U.isfinite().all()):
                 raise InputError(
                     f"scores must be finite, but {int((~score_U.isfinite()).sum())} units of axis {axis!r} are not. "
                     "Look for infinities in the weights, the data or the loss."
                 )
-        return scores
+        return verdict
+
+    def _judge(self, network: Network, calibration: Calibration) -> Verdict:
+        """For criteria that know more than scores."""
+        return Verdict(self._score(network, calibration))
 
     @abstractmethod
     def _score(self, network: Network, calibration: Calibration) -> Scores: ...
