@@ -2,6 +2,7 @@
 
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Curves, Scores, Verdict
 from metaprune.criteria.bn_scale import BnScale
+from metaprune.criteria.gaussian import Gaussian
 from metaprune.criteria.magnitude import L1, L2
 from metaprune.criteria.metanet import MetanetScore, metanet_edit, metanet_scores, unit_scores
 from metaprune.criteria.random import Random
@@ -15,6 +16,7 @@ __all__ = [
     "Calibration",
     "Criterion",
     "Curves",
+    "Gaussian",
     "MetanetScore",
     "Random",
     "Scores",

@@ -49,6 +49,14 @@ class Layout:
             self._resolved[key] = self.trace.units.resolve(labels_NK)
         return self._resolved[key]
 
+    def units_along(self, dim: Dim, axis: int) -> npt.NDArray[np.int64] | None:
+        """Rank of the unit of an axis (by index) that each position needs, -1 where none; None where none at all."""
+        rows = self.resolve(dim)
+        if rows is None:
+            return None
+        rank_N = np.where(self.axis_of[rows] == axis, self.rank_of[rows], -1).max(axis=1)
+        return rank_N if (rank_N >= 0).any() else None
+
     def alive(self, keep: Mapping[int, npt.NDArray[np.int64]]) -> Alive:
         """Which units stay when each axis (by index) keeps the given ranks; other axes keep all."""
         alive = np.ones(len(self.axis_of), bool)

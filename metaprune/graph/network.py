@@ -24,6 +24,7 @@ from metaprune.graph.cost import Cost, CostModel
 from metaprune.graph.layout import Layout, build_layout
 from metaprune.graph.optimizer import sliced_optimizer
 from metaprune.graph.places import Places, find_places
+from metaprune.graph.reads import Read, find_reads
 from metaprune.graph.record import Op, Trace, tensors_in
 from metaprune.graph.rehearsal import rehearsed
 from metaprune.graph.rules import find_rule
@@ -147,6 +148,16 @@ class Network:
                     for axis, entry in self._by_unit((name, k), dim, total_N, prod(self.shapes[name])):
                         sums[axis].append(entry)
         return sums
+
+    @property
+    def layout(self) -> Layout:
+        """What the trace saw: every call, every tensor, and the units along its dimensions."""
+        return self._layout
+
+    @cached_property
+    def reads(self) -> dict[str, tuple[Read, ...]]:
+        """For every axis, the calls that read its units, and in which tensor."""
+        return find_reads(self._layout)
 
     def why(self, name: str) -> tuple[Why, ...]:
         """What is coupled to what by which operation, and for what must stay, the way to the reason.
