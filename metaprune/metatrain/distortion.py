@@ -13,7 +13,7 @@ Suffixes: C configurations, U units of all axes, N images.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -207,10 +207,10 @@ def plan_of(network: Network, cut: Cut) -> Plan:
 
 
 def key_of(
-    weights: Mapping[str, Tensor], network: Network, survey: Survey, images: Tensor, reads: Sequence[str]
+    weights: Mapping[str, Tensor], network: Network, survey: Survey, images: Tensor, first: str
 ) -> str:
-    """What a measurement hangs on, as a name."""
-    decides = [SCHEMA, network.fingerprint, asdict(survey), list(reads), digest(dict(weights)), digest([images])]
+    """What a measurement hangs on, as a name; `first` is the criterion that configurations are drawn around."""
+    decides = [SCHEMA, network.fingerprint, asdict(survey), first, digest(dict(weights)), digest([images])]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:20]
 
 

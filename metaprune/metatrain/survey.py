@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,13 @@ def survey_population(
                 continue
             path, _ = _place(folder, network, data, survey, tuple(reads))
             try:
-                known[member.name] = _subject(member.name, network, path)
+                known[member.name] = _subject(member.name, network, path, reads)
                 progress.advance(1, f"{member.name}: ready")
-            except InputError:  # not measured yet, or damaged
+            except InputError:  # not measured yet, not by every criterion, or damaged
                 unknown[member.name] = member, network, path
         for name, why in _outcomes(folder, [one[0] for one in unknown.values()], data, survey, tuple(reads), workers):
             if why is None:
-                known[name] = _subject(name, *unknown[name][1:])
+                known[name] = _subject(name, *unknown[name][1:], reads)
             else:
                 failed.append((name, why))
             progress.advance(1, f"{name}: {why or 'ready'}")
@@ -119,26 +120,46 @@ def _in_worker(folder: Path, name: str, spec: str, survey: Survey, reads: tuple[
 
 
 def _measured(folder: Path, member: Member, data: Dataset, survey: Survey, reads: tuple[str, ...]) -> str | None:
-    """Measure one network; why that failed, if it did."""
+    """Measure one network, or add criteria to what is measured of it; why that failed, if it did."""
     try:
         network = trace(member.model, member.example_inputs)
         path, images = _place(folder, network, data, survey, reads)
         calibration = Calibration(calibration_images(data.train, CALIBRATION), Classification(), survey.seed)
-        measure_distortions(network, images, unit_scores(network, calibration, reads), survey).save(path)
+        try:
+            measured = Distortions.load(path)
+        except InputError:
+            found = unit_scores(network, calibration, reads)
+            measured = measure_distortions(network, images, found, survey)
+        else:
+            found = unit_scores(network, calibration, [name for name in reads if name not in measured.reads])
+        silent = torch.full(measured.removed_CU.shape[1:], torch.nan, dtype=torch.float64)
+        every = dict(measured.reads) | {name: found.get(name, silent) for name in reads if name not in measured.reads}
+        replace(measured, reads=every | found).save(path)
     except MetapruneError as error:
         return str(error)
     return None
 
 
-def _subject(name: str, network: Network, path: Path) -> Subject:
-    return Subject(name, network, read_blocks(network.to_graph()), Distortions.load(path))
+def _subject(name: str, network: Network, path: Path, reads: Sequence[str]) -> Subject:
+    """A network and what is known of it; criteria that cannot judge it are left out.
+
+    Raises:
+        InputError: It is not measured, or not by all criteria.
+    """
+    measured = Distortions.load(path)
+    missing = [criterion for criterion in reads if criterion not in measured.reads]
+    if missing:
+        raise InputError(f"{path} must hold the scores of {', '.join(missing)}, but does not.")
+    found = {criterion: measured.reads[criterion] for criterion in reads}
+    found = {criterion: score_U for criterion, score_U in found.items() if bool(score_U.isfinite().any())}
+    return Subject(name, network, read_blocks(network.to_graph()), replace(measured, reads=found))
 
 
 def _place(
     folder: Path, network: Network, data: Dataset, survey: Survey, reads: tuple[str, ...]
 ) -> tuple[Path, torch.Tensor]:
     images = data.train.subset(min(survey.images, len(data.train)), survey.seed + 1).images()
-    key = key_of(network.weights, network, survey, images, reads)
+    key = key_of(network.weights, network, survey, images, reads[0])
     return folder / FOLDER / f"{key}.safetensors", images
 
 

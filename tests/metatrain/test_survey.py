@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from metaprune.criteria import CRITERIA, Calibration
 from metaprune.data import load
 from metaprune.metatrain import Population, Survey, survey_population
 from tests.metatrain.test_population import TINY, children, runs, wait_for
@@ -42,6 +44,18 @@ def test_what_was_measured_is_not_measured_again(folder: Path, monkeypatch: pyte
     again, _ = survey_population(folder, members, data, SHORT, ["l2"], workers=1)
     for one, other in zip(found, again, strict=True):
         assert one.distortions.distortion_C.tolist() == other.distortions.distortion_C.tolist()
+
+
+def test_another_criterion_is_added_to_what_was_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members, data = Population.load(folder).members, load("digits")
+    found, _ = survey_population(folder, members, data, SHORT, ["l2"], workers=1)
+    monkeypatch.setattr("metaprune.metatrain.survey.measure_distortions", None)
+    again, failed = survey_population(folder, members, data, SHORT, ["l2", "bn_scale", "l1"], workers=1)
+    assert not failed
+    for member, one, other in zip(members, found, again, strict=True):
+        assert torch.equal(one.distortions.distortion_C, other.distortions.distortion_C)
+        judges = CRITERIA["bn_scale"]().score(other.network, Calibration()) if member.family != "mlp" else {}
+        assert list(other.distortions.reads) == ["l2", *(["bn_scale"] if judges else []), "l1"]
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="children are found in /proc")
