@@ -206,9 +206,7 @@ def plan_of(network: Network, cut: Cut) -> Plan:
     return Plan(tuple(edits), network.fingerprint)
 
 
-def key_of(
-    weights: Mapping[str, Tensor], network: Network, survey: Survey, images: Tensor, first: str
-) -> str:
+def key_of(weights: Mapping[str, Tensor], network: Network, survey: Survey, images: Tensor, first: str) -> str:
     """What a measurement hangs on, as a name; `first` is the criterion that configurations are drawn around."""
     decides = [SCHEMA, network.fingerprint, asdict(survey), first, digest(dict(weights)), digest([images])]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:20]
