@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -367,7 +367,7 @@ def prune(
     done: list[Recovered] = []
     for way in recoveries:
         with timed(seconds, way.name, step, f"Recovering: {way.name}"):
-            done.append(way.recover(slim, context))
+            done.append(way.recover(slim, replace(context, plan=decided)))
             slim = done[-1].model
     if done:
         _measure(accuracies, "recovered", slim, test, device, context.progress)
@@ -490,6 +490,7 @@ def _context(
         calibration=None if data is None else calibration_batches(data, samples, seed),
         task=resolve_task(loss, network.model),
         dense=network.model,
+        network=network,
         device=device,
         seed=seed,
         folder=None if folder is None else Path(folder) / "checkpoints",

@@ -84,6 +84,15 @@ class Network:
         given = {"freeze": self.freeze, "only": self.only, "rules": self._layout.trace.own_rules}
         return {name: list(entries) for name, entries in given.items() if entries}
 
+    @property
+    def layout(self) -> Layout:
+        """The recorded calls, and which units each position of what they read and give needs."""
+        return self._layout
+
+    def alive(self, plan: Plan) -> Alive:
+        """Which units stay under a plan."""
+        return self._alive(plan.draft())
+
     # ---- axes ------------------------------------------------------------------------------------------------------
 
     def axis(self, name: str) -> Axis:

@@ -25,6 +25,7 @@ from metaprune.recovery._base import (
 )
 from metaprune.recovery.finetune import Finetune
 from metaprune.recovery.recalibrate_norm import RecalibrateNorm
+from metaprune.recovery.reconstruct import Reconstruct
 
 __all__ = [
     "RECOVERIES",
@@ -33,6 +34,7 @@ __all__ = [
     "NoProgress",
     "Progress",
     "RecalibrateNorm",
+    "Reconstruct",
     "Recovered",
     "Recovery",
     "TrainingData",

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from metaprune.errors import ConfigError, did_you_mean
+from metaprune.graph import Network
+from metaprune.plans import Plan
 from metaprune.registry import Registry
 from metaprune.task import Batch, Classification, Task
 
@@ -78,6 +80,8 @@ class Context:
             should be augmented as in training (see :class:`~metaprune.recovery.recalibrate_norm.RecalibrateNorm`).
         task: How a batch is fed to the network, and the loss.
         dense: The network before it was cut, as a teacher. It is never changed.
+        network: The same, traced.
+        plan: What was cut from it; None for nothing.
         device: Where to work; the result lies there too.
         seed: Decides every random number.
         folder: Where checkpoints go; None writes none.
@@ -92,6 +96,8 @@ class Context:
     calibration: Callable[[], Iterator[Batch]] | None = None
     task: Task = field(default_factory=Classification)
     dense: nn.Module | None = None
+    network: Network | None = None
+    plan: Plan | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
     folder: Path | None = None
@@ -172,7 +178,7 @@ class Recovery(ABC):
 _WAYS_OUT = {
     "train": "samples to train on. Give `data=` (--data), or a recovery that trains nothing.",
     "calibration": "calibration samples. Give `data=` (--data).",
-    "dense": "the dense network as a teacher. Give it, or set `distil=0`.",
+    "dense": "the dense network to be near to. Give `dense=`; `finetune` does without it at `distil=0`.",
 }
 
 RECOVERIES: Registry[type[Recovery]] = Registry("recovery", "metaprune.recovery", home="metaprune.recovery")

@@ -132,7 +132,7 @@ def test_missing_data_are_refused_before_any_work(recovery: Recovery, damaged: n
 def test_another_kind_of_data(recovery: Recovery) -> None:
     model = zoo.build("llama_tiny")
     tokens = Tokens()
-    context = Context(train=tokens, calibration=lambda: tokens.batches(8), task=NextToken())
+    context = Context(train=tokens, calibration=lambda: tokens.batches(8), task=NextToken(), dense=copy.deepcopy(model))
     recovered = recovery.recover(model, context)
     assert recovered.model.state_dict().keys() == model.state_dict().keys()
 

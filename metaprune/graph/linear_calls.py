@@ -1,0 +1,168 @@
+"""Calls that are linear in what they read, as matrices: convolutions (also grouped), linear layers, matrix products.
+
+Array suffixes: B rows (one for each sample and place of the output), G groups, D inputs of one output in a group
+(channel by channel, kernel positions inside), O outputs of a group.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaprune.graph.layout import Layout
+from metaprune.graph.record import Op, Ref, Trace, Value
+
+_ARGUMENTS = {  # input, weight and bias of each, by the names of the schema
+    "linear": ("input", "weight", "bias"),
+    "addmm": ("mat1", "mat2", "self"),
+    "mm": ("self", "mat2", ""),
+    "matmul": ("self", "other", ""),
+    "conv1d": ("input", "weight", "bias"),
+    "conv2d": ("input", "weight", "bias"),
+    "conv3d": ("input", "weight", "bias"),
+    "convolution": ("input", "weight", "bias"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LinearCall:
+    """One call ``y = x W + b`` whose weight is a parameter that nothing else reads.
+
+    Attributes:
+        op: The call.
+        weight: Name of the parameter.
+        bias: Name of the bias, or empty where there is none that is a parameter of its own.
+        x: What it reads.
+        y: What it gives.
+    """
+
+    op: Op
+    weight: str
+    bias: str
+    x: Value
+    y: Value
+
+    @property
+    def spatial(self) -> int:
+        """Dimensions that a kernel slides over."""
+        return len(self.y.dims) - 2 if "conv" in self.op.name else 0
+
+    @property
+    def channels(self) -> int:
+        """The dimension of input and output that is multiplied and made."""
+        return 1 if self.spatial else -1
+
+    def input(self, arguments: Mapping[str, Any]) -> Tensor:
+        """What the call reads, of its arguments by name."""
+        tensor: Tensor = arguments[_ARGUMENTS[self.op.name][0]]
+        return tensor
+
+    def rows(self, arguments: Mapping[str, Any], chosen: Tensor | None = None) -> Tensor:
+        """What each output is a weighted sum of, shape (G, B, D).
+
+        Args:
+            arguments: Of the call, by name.
+            chosen: Which rows, by number; all if None.
+        """
+        x_ = self.input(arguments)
+        if not self.spatial:
+            rows_BD = x_.reshape(-1, x_.shape[-1])
+            return (rows_BD if chosen is None else rows_BD[chosen])[None]
+        groups = int(arguments["groups"])
+        patches = self._patches(x_, arguments)  # (n, channels, kernel, places)
+        n, channels, kernel, places = patches.shape
+        rows = patches.permute(0, 3, 1, 2)
+        picked = (
+            rows.reshape(n * places, channels, kernel) if chosen is None else rows[chosen // places, chosen % places]
+        )
+        return picked.reshape(len(picked), groups, channels // groups * kernel).transpose(0, 1)
+
+    def _patches(self, x_: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        kernel = arguments["weight"].shape[2:]
+        step, dilation = (_each(arguments[name], self.spatial) for name in ("stride", "dilation"))
+        padding = arguments["padding"]
+        if padding == "same":
+            total = [d * (k - 1) for d, k in zip(dilation, kernel)]
+            pads = [(t // 2, t - t // 2) for t in total]
+        else:
+            pads = [(p, p) for p in _each(0 if padding == "valid" else padding, self.spatial)]
+        padded = F.pad(x_, [side for pair in reversed(pads) for side in pair])
+        shifted = []
+        for offset in product(*map(range, kernel)):
+            place: list[slice] = []
+            for k, (at, d, s, size) in enumerate(zip(offset, dilation, step, kernel)):
+                count = (padded.shape[2 + k] - d * (size - 1) - 1) // s + 1
+                place.append(slice(at * d, at * d + s * (count - 1) + 1, s))
+            shifted.append(padded[(slice(None), slice(None), *place)].flatten(2))
+        return torch.stack(shifted, 2)
+
+    def outputs(self, y: Tensor, groups: int = 1, chosen: Tensor | None = None) -> Tensor:
+        """What the call gave, or something of its shape, in the order of :meth:`rows`, shape (G, B, O)."""
+        flat = y.flatten(2).transpose(1, 2) if self.spatial else y
+        rows = flat.reshape(-1, flat.shape[-1])
+        picked = rows if chosen is None else rows[chosen]
+        return picked.reshape(len(picked), groups, -1).transpose(0, 1)
+
+    def count(self, y: Tensor) -> int:
+        """Number of rows in an output."""
+        return y.numel() // y.shape[self.channels]
+
+    def matrix(self, weight: Tensor, groups: int = 1) -> Tensor:
+        """The weight as shape (G, D, O)."""
+        if self.spatial:
+            return weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+        return (weight.T if self.op.name == "linear" else weight)[None]
+
+    def weight_of(self, matrix_GDO: Tensor, shape: torch.Size) -> Tensor:
+        """The weight that has this matrix."""
+        if self.spatial:
+            return matrix_GDO.transpose(1, 2).reshape(shape)
+        return matrix_GDO[0].T if self.op.name == "linear" else matrix_GDO[0]
+
+
+def linear_calls(layout: Layout) -> Iterator[LinearCall]:
+    """Every call of the network that is one, in order. Weights that are read twice, or tied, are left out."""
+    trace = layout.trace
+    own = _own_parameters(trace)
+    for op in trace.ops:
+        if op.name not in _ARGUMENTS:
+            continue
+        x, weight, bias = (op.arguments.get(name) for name in _ARGUMENTS[op.name])
+        if not isinstance(x, Ref) or not isinstance(weight, Ref) or weight.number not in own:
+            continue
+        value, y = trace.values[x.number], trace.values[op.outputs[0]]
+        rank = len(y.dims) if "conv" in op.name else 2  # a convolution without batch dimension is left out
+        if len(trace.values[weight.number].dims) != rank or len(value.dims) != len(y.dims) or not _plain(op):
+            continue
+        named = own.get(bias.number, "") if isinstance(bias, Ref) else ""
+        yield LinearCall(op, own[weight.number], named, value, y)
+
+
+def _plain(op: Op) -> bool:
+    """Not transposed, and nothing is scaled."""
+    scaled = any(op.constants.get((name, None), 1) != 1 for name in ("alpha", "beta"))
+    return not scaled and not op.constants.get(("transposed", None), False)
+
+
+def _own_parameters(trace: Trace) -> dict[int, str]:
+    """Parameters that one call alone reads, under one name."""
+    tied = set(trace.aliases.values())
+    users: dict[int, int] = {}
+    for op in trace.ops:
+        for number in op.inputs:
+            users[number] = users.get(number, 0) + 1
+    return {
+        value.index: name
+        for name, value in trace.parameters.items()
+        if value.parameter and name not in tied and users.get(value.index) == 1
+    }
+
+
+def _each(item: Any, count: int) -> list[int]:
+    """One number a dimension."""
+    numbers = list(item) if isinstance(item, (list, tuple)) else [item]
+    return numbers * count if len(numbers) == 1 else numbers

@@ -1,0 +1,227 @@
+"""Reconstruction against what least squares promise."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaprune import zoo
+from metaprune.edits import Keep
+from metaprune.errors import ConfigError, InputError, UnsupportedModelError
+from metaprune.graph import Network, trace
+from metaprune.plans import Plan
+from metaprune.recovery import Context, Reconstruct
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """With norms that are not those of a fresh network."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 2, generator=generator)
+                module.bias.normal_(0, 0.3, generator=generator)
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+    return model.eval()
+
+
+def batches(shape: tuple[int, ...], count: int = 4, size: int = 32, seed: int = 1) -> list[Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.randn(size, *shape, generator=generator),) for _ in range(count)]
+
+
+def context(network: Network, plan: Plan, data: list[Any]) -> Context:
+    def calibration() -> Iterator[Any]:
+        return iter(data)
+
+    return Context(calibration=calibration, dense=network.model, network=network, plan=plan)
+
+
+def halved(network: Network, share: float = 0.5) -> Plan:
+    """Keep the first units of every axis that may be cut."""
+    axes = [axis for axis in network.axes if axis.prunable]
+    return Plan(tuple(Keep(a.name, a.size, tuple(range(max(1, int(share * a.size))))) for a in axes))
+
+
+def error(first: nn.Module, second: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        wanted = first(x)
+        return float((second(x) - wanted).square().mean() / wanted.var())
+
+
+def test_a_network_that_lacks_nothing_stays_as_it_is() -> None:
+    model = randomised(zoo.build("cifar_resnet8"))
+    network = trace(model, torch.zeros(2, 3, 32, 32))
+    healed = Reconstruct(samples=32).recover(model, context(network, Plan(()), batches((3, 32, 32), 2, 16))).model
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(healed.state_dict()[name], tensor), name
+
+
+def test_a_unit_that_is_there_twice_costs_nothing() -> None:
+    """Without one of two equal channels, what reads them gets the sum of their weights."""
+    model = randomised(zoo.build("digits_cnn"))
+    for name in ("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var"):
+        model.state_dict()[f"block1.{name}"][3] = model.state_dict()[f"block1.{name}"][5]
+    network = trace(model, zoo.example_inputs("digits_cnn"))
+    plan = Plan((Keep("block1.conv1", 16, tuple(k for k in range(16) if k != 5)),))
+    slim, data = network.apply(plan).eval(), batches((1, 8, 8))
+    healed = Reconstruct(ridge=1e-9).recover(slim, context(network, plan, data)).model
+    assert error(model, slim, data[0][0]) > 1e-3
+    assert error(model, healed, data[0][0]) < 1e-8
+
+
+def test_a_linear_network_recovers_exactly() -> None:
+    """As many hidden units as there are inputs hold all that is to be known."""
+    model = nn.Sequential(nn.Linear(4, 12), nn.Linear(12, 9), nn.Linear(9, 3)).double().eval()
+    network = trace(model, torch.zeros(2, 4).double())
+    plan = halved(network)
+    slim, data = network.apply(plan), [(x.double(),) for (x,) in batches((4,))]
+    healed = Reconstruct(ridge=1e-12).recover(slim, context(network, plan, data)).model
+    assert error(model, slim, data[0][0]) > 0.05
+    assert error(model, healed, torch.randn(64, 4).double()) < 1e-12
+
+
+class Net(nn.Module):
+    """A residual branch whose shortcut loses units too: only the sum can be right."""
+
+    def __init__(self, after: bool) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer = nn.Linear(6, 16), nn.Linear(16, 24), nn.Linear(24, 16)
+        self.head, self.after = nn.Linear(16, 5), after
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        branch = self.outer(F.relu(self.inner(x)))
+        x = branch + x * 1.5 if self.after else x * 1.5 + branch  # before or after the branch
+        return self.head(x)
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_the_branch_makes_up_for_what_the_stream_lacks(after: bool) -> None:
+    torch.manual_seed(0)
+    model = Net(after).eval()
+    network = trace(model, torch.zeros(2, 6))
+    plan = halved(network, 0.75)
+    slim, data = network.apply(plan), batches((6,), 8)
+    damaged = copy.deepcopy(slim)
+    with torch.no_grad():
+        damaged.stem.weight += 0.1 * torch.randn_like(damaged.stem.weight)
+        damaged.stem.weight.requires_grad_(False)  # stays damaged, and so does the shortcut
+        damaged.stem.bias.requires_grad_(False)
+    healed = Reconstruct().recover(damaged, context(network, plan, data)).model
+    kept = list(plan.draft().keep["stem"])
+    with torch.no_grad():
+        sums = []
+        for net, columns in ((model, kept), (damaged, slice(None)), (healed, slice(None))):
+            x = F.relu(net.stem(data[0][0]))
+            sums.append((net.outer(F.relu(net.inner(x))) + x * 1.5)[:, columns])
+    before, now = (float((one - sums[0]).square().mean()) for one in sums[1:])
+    assert now < 0.35 * before
+
+
+NETWORKS = (
+    "cifar_resnet8",
+    "cifar_resnet8_projection",
+    "cifar_mobilenet_v2",
+    "cifar_shufflenet_v2",
+    "cifar_resnext29",
+    "cifar_vgg11",
+    "vit_tiny",
+)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_comes_nearer_to_the_dense_one(name: str) -> None:
+    """On samples that the fit has not seen."""
+    torch.manual_seed(0)
+    example = zoo.example_inputs(name)
+    model = randomised(zoo.build(name))
+    network = trace(model, example)
+    plan = halved(network, 0.75)
+    slim = network.apply(plan).eval()
+    data = batches(tuple(example.shape[1:]), 4, 16)
+    healed = Reconstruct(samples=64).recover(slim, context(network, plan, data)).model
+    x = batches(tuple(example.shape[1:]), 1, 32, seed=9)[0][0]
+    assert error(model, healed, x) < 0.6 * error(model, slim, x)
+
+
+def test_biases_alone() -> None:
+    model = randomised(zoo.build("digits_cnn"))
+    network = trace(model, zoo.example_inputs("digits_cnn"))
+    plan = halved(network)
+    slim, data = network.apply(plan).eval(), batches((1, 8, 8))
+    healed = Reconstruct(only_bias=True).recover(slim, context(network, plan, data)).model
+    changed = {name for name, tensor in slim.state_dict().items() if not torch.equal(healed.state_dict()[name], tensor)}
+    assert changed
+    assert all(name.endswith(("bias", "running_mean")) for name in changed)
+    assert error(model, healed, data[0][0]) < error(model, slim, data[0][0])
+
+
+def test_nothing_that_must_stay_is_changed() -> None:
+    """Tied weights, and those that take no gradient."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.inner, self.outer = nn.Embedding(20, 16), nn.Linear(16, 24), nn.Linear(24, 16)
+            self.head = nn.Linear(16, 20, bias=False)
+            self.head.weight = self.table.weight
+            self.inner.weight.requires_grad_(False)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.outer(F.relu(self.inner(self.table(ids)))))
+
+    model = Tied().eval()
+    network = trace(model, torch.zeros(2, 3, dtype=torch.long))
+    plan = halved(network)
+    slim = network.apply(plan)
+    data = [(torch.randint(20, (16, 3), generator=torch.Generator().manual_seed(k)),) for k in range(4)]
+    healed = Reconstruct().recover(slim, context(network, plan, data)).model
+    assert torch.equal(healed.table.weight, slim.table.weight)
+    assert torch.equal(healed.inner.weight, slim.inner.weight)
+    assert not torch.equal(healed.outer.weight, slim.outer.weight)
+
+
+def test_another_plan_is_refused() -> None:
+    model = zoo.build("digits_cnn").eval()
+    network = trace(model, zoo.example_inputs("digits_cnn"))
+    slim = network.apply(halved(network))
+    with pytest.raises(ConfigError, match="must be the one that cut the network"):
+        Reconstruct().recover(slim, context(network, Plan(()), batches((1, 8, 8))))
+
+
+def test_data_that_cannot_be_used_are_refused() -> None:
+    model = zoo.build("digits_cnn").eval()
+    network = trace(model, zoo.example_inputs("digits_cnn"))
+    plan = halved(network)
+    slim = network.apply(plan)
+    with pytest.raises(InputError, match="at least one batch"):
+        Reconstruct().recover(slim, context(network, plan, []))
+    with pytest.raises(InputError, match="must be finite"):
+        Reconstruct().recover(slim, context(network, plan, [(torch.full((4, 1, 8, 8), torch.nan),)]))
+
+
+def test_a_network_that_goes_another_way_is_refused() -> None:
+    class Choosy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x)[:, :3] if x.shape[0] > 8 else self.second(F.relu(self.first(x)))
+
+    model = Choosy().eval()
+    network = trace(model, torch.zeros(2, 4))
+    with pytest.raises(UnsupportedModelError, match="must make the calls"):
+        Reconstruct().recover(model, context(network, Plan(()), batches((4,))))
+
+
+@pytest.mark.parametrize("options", [{"samples": 0}, {"rows": 0}, {"ridge": 0.0}])
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="must hold"):
+        Reconstruct(**options)
