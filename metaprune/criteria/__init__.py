@@ -5,6 +5,7 @@ from metaprune.criteria.bn_scale import BnScale
 from metaprune.criteria.gaussian import Gaussian
 from metaprune.criteria.magnitude import L1, L2
 from metaprune.criteria.metanet import MetanetScore, metanet_edit, metanet_scores, unit_scores
+from metaprune.criteria.obs import Obs
 from metaprune.criteria.random import Random
 from metaprune.criteria.taylor import Taylor
 
@@ -18,6 +19,7 @@ __all__ = [
     "Curves",
     "Gaussian",
     "MetanetScore",
+    "Obs",
     "Random",
     "Scores",
     "Taylor",

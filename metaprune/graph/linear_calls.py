@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaprune.graph.layout import Layout
-from metaprune.graph.record import Op, Ref, Trace, Value
+from metaprune.graph.record import Op, Ref, Trace, Value, refs_in
 
 _ARGUMENTS = {  # input, weight and bias of each, by the names of the schema
     "linear": ("input", "weight", "bias"),
@@ -36,6 +36,9 @@ class LinearCall:
         op: The call.
         weight: Name of the parameter.
         bias: Name of the bias, or empty where there is none that is a parameter of its own.
+        norm: The BatchNorm that alone reads its result, in evaluation mode; or None.
+        intercept: What can take a change of the mean of the result: the running mean of the norm, else the bias; empty
+            where there is neither.
         x: What it reads.
         y: What it gives.
     """
@@ -43,6 +46,8 @@ class LinearCall:
     op: Op
     weight: str
     bias: str
+    norm: Op | None
+    intercept: str
     x: Value
     y: Value
 
@@ -71,7 +76,7 @@ class LinearCall:
         x_ = self.input(arguments)
         if not self.spatial:
             rows_BD = x_.reshape(-1, x_.shape[-1])
-            return (rows_BD if chosen is None else rows_BD[chosen])[None]
+            return _wide(rows_BD if chosen is None else rows_BD[chosen])[None]
         groups = int(arguments["groups"])
         patches = self._patches(x_, arguments)  # (n, channels, kernel, places)
         n, channels, kernel, places = patches.shape
@@ -79,7 +84,7 @@ class LinearCall:
         picked = (
             rows.reshape(n * places, channels, kernel) if chosen is None else rows[chosen // places, chosen % places]
         )
-        return picked.reshape(len(picked), groups, channels // groups * kernel).transpose(0, 1)
+        return _wide(picked.reshape(len(picked), groups, channels // groups * kernel).transpose(0, 1))
 
     def _patches(self, x_: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         kernel = arguments["weight"].shape[2:]
@@ -105,7 +110,7 @@ class LinearCall:
         flat = y.flatten(2).transpose(1, 2) if self.spatial else y
         rows = flat.reshape(-1, flat.shape[-1])
         picked = rows if chosen is None else rows[chosen]
-        return picked.reshape(len(picked), groups, -1).transpose(0, 1)
+        return _wide(picked.reshape(len(picked), groups, -1).transpose(0, 1))
 
     def count(self, y: Tensor) -> int:
         """Number of rows in an output."""
@@ -127,7 +132,8 @@ class LinearCall:
 def linear_calls(layout: Layout) -> Iterator[LinearCall]:
     """Every call of the network that is one, in order. Weights that are read twice, or tied, are left out."""
     trace = layout.trace
-    own = _own_parameters(trace)
+    own, readers = _own_parameters(trace), find_readers(trace)
+    names = {value.index: name for name, value in trace.parameters.items()}
     for op in trace.ops:
         if op.name not in _ARGUMENTS:
             continue
@@ -139,7 +145,32 @@ def linear_calls(layout: Layout) -> Iterator[LinearCall]:
         if len(trace.values[weight.number].dims) != rank or len(value.dims) != len(y.dims) or not _plain(op):
             continue
         named = own.get(bias.number, "") if isinstance(bias, Ref) else ""
-        yield LinearCall(op, own[weight.number], named, value, y)
+        norm, mean = _norm(readers[y.index], names)
+        yield LinearCall(op, own[weight.number], named, norm, mean or named, value, y)
+
+
+Reader = tuple[Op, str]  # a call, and as which argument it reads a value
+
+
+def find_readers(trace: Trace) -> dict[int, list[Reader]]:
+    """By value: the calls that read it. What the network returns is read from outside, too: it has no single reader."""
+    readers: dict[int, list[Reader]] = {value.index: [] for value in trace.values}
+    for op in trace.ops:
+        for argument, item in op.arguments.items():
+            for number in refs_in(item):
+                readers[number].append((op, argument))
+    for number in trace.outputs:
+        readers[number] += [(trace.ops[-1], "")] * 2
+    return readers
+
+
+def _norm(readers: list[Reader], names: Mapping[int, str]) -> tuple[Op | None, str]:
+    """The BatchNorm that alone reads a value, and the name of its running mean."""
+    if len(readers) != 1 or readers[0][0].name != "batch_norm" or readers[0][1] != "input":
+        return None, ""
+    op = readers[0][0]
+    mean = op.arguments["running_mean"]
+    return (op, names[mean.number]) if isinstance(mean, Ref) and mean.number in names else (None, "")
 
 
 def _plain(op: Op) -> bool:
@@ -162,7 +193,23 @@ def _own_parameters(trace: Trace) -> dict[int, str]:
     }
 
 
+def _wide(values: Tensor) -> Tensor:
+    """The values, those in half precision as float32."""
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
 def _each(item: Any, count: int) -> list[int]:
     """One number a dimension."""
     numbers = list(item) if isinstance(item, (list, tuple)) else [item]
     return numbers * count if len(numbers) == 1 else numbers
+
+
+def damped_factor(xx_GDD: Tensor, ridge: float) -> Tensor:
+    """Cholesky factor with `ridge` times the mean of the diagonal added to it, or more where rounding asks for it."""
+    mean_G11 = xx_GDD.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp_min(1e-30)
+    eye_DD = torch.eye(xx_GDD.shape[-1], dtype=xx_GDD.dtype, device=xx_GDD.device)
+    while True:
+        factor_GDD, failed_G = torch.linalg.cholesky_ex(xx_GDD + ridge * mean_G11 * eye_DD)
+        if not bool(failed_G.any()):
+            return factor_GDD
+        ridge *= 10

@@ -23,12 +23,12 @@ from metaprune.errors import ConfigError, InputError
 from metaprune.graph import Network, trace
 from metaprune.graph.axes import Alive
 from metaprune.graph.layout import Layout
-from metaprune.graph.linear_calls import LinearCall, linear_calls
-from metaprune.graph.record import Op, Ref, Trace, refs_in
+from metaprune.graph.linear_calls import LinearCall, Reader, damped_factor, find_readers, linear_calls
+from metaprune.graph.record import Op, Ref
 from metaprune.graph.stepping import Pending, Steps, side_by_side
 from metaprune.graph.twin import named_tensors
 from metaprune.plans import Plan
-from metaprune.recovery._base import RECOVERIES, Context, Recovered, Recovery, at_least_float32, on_device
+from metaprune.recovery._base import RECOVERIES, Context, Recovered, Recovery, on_device
 from metaprune.task import Batch
 
 _SMALLEST = 1e-3  # scale of a BatchNorm channel relative to the largest; what goes through less is not made up for
@@ -133,16 +133,14 @@ class Fit:
 
     Attributes:
         call: The layer.
-        norm: The BatchNorm that alone reads its result, or None.
-        join: The addition of that to something else, and which of its arguments comes from here; or None.
+        join: The addition of its result, behind the BatchNorm, to something else, and as which argument; or None.
         weight: Of the cut network.
-        intercept: Its bias, or the running mean of the norm; None where there is neither.
+        intercept: Its bias, or the running mean of the BatchNorm after it; None where there is neither.
         kept: Dimensions of the result that are cut, and which positions are left.
     """
 
     call: LinearCall
-    norm: Op | None
-    join: tuple[Op, str] | None
+    join: Reader | None
     weight: Tensor
     intercept: Tensor | None
     kept: tuple[tuple[int, Tensor], ...]
@@ -159,7 +157,11 @@ class Fit:
         if self.join is None:
             return wanted - pair.calls[self.call.op.index].make()
         lacks = wanted - sum(pair.operands(self))
-        return lacks if self.norm is None else lacks * _inverse_scale(pair.calls[self.norm.index].arguments, lacks.ndim)
+        return (
+            lacks
+            if self.call.norm is None
+            else lacks * _inverse_scale(pair.calls[self.call.norm.index].arguments, lacks.ndim)
+        )
 
     def rows(self, pair: "_Pair", lacks: Tensor, chosen: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the layer reads (G, B, D), and what it lacks (G, B, O)."""
@@ -171,7 +173,7 @@ class Fit:
         if self.weight.requires_grad:
             self.weight.data += self.call.weight_of(weight_GDO, self.weight.shape).to(self.weight.dtype)
         if self.intercept is not None:
-            sign = -1 if self.norm is not None else 1
+            sign = -1 if self.call.norm is not None else 1
             self.intercept.data += sign * shift_GO.flatten().to(self.intercept.dtype)
 
     def make_again(self, pair: "_Pair") -> None:
@@ -180,8 +182,8 @@ class Fit:
         if self.join is None:
             return
         out = call.make()
-        if self.norm is not None:
-            out = pair.calls.pop(self.norm.index).make(input=out)
+        if self.call.norm is not None:
+            out = pair.calls.pop(self.call.norm.index).make(input=out)
         assert pair.slim.pending is not None
         pair.slim.pending.arguments[self.join[1]].copy_(out)
 
@@ -203,7 +205,7 @@ class _Pair:
         self.dense, self.slim = dense, slim
         self.calls: dict[int, Pending] = {}
         late = [fit for fit in fits if fit.join]
-        self._late = {op.index for fit in late for op in (fit.call.op, fit.norm) if op is not None}
+        self._late = {op.index for fit in late for op in (fit.call.op, fit.call.norm) if op is not None}
 
     def go_to(self, fit: Fit) -> Tensor:
         """Go on to where a fit is made; what the dense network has there."""
@@ -246,7 +248,6 @@ class _Sums:
 
     def add(self, x_GBD: Tensor, r_GBO: Tensor, given: float) -> None:
         """Add the rows of a batch."""
-        x_GBD, r_GBO = at_least_float32(x_GBD), at_least_float32(r_GBO)
         if self.origin_GD is None:
             self.origin_GD = x_GBD.mean(1) if self.centred else x_GBD.new_zeros(x_GBD.shape[0], x_GBD.shape[2])
         x_GBD = x_GBD - self.origin_GD[:, None]
@@ -275,19 +276,8 @@ class _Sums:
             )
         if only_bias:
             return torch.zeros_like(xr_GDO), r_GO
-        change_GDO = torch.cholesky_solve(xr_GDO, _damped_factor(xx_GDD, ridge))
+        change_GDO = torch.cholesky_solve(xr_GDO, damped_factor(xx_GDD, ridge))
         return change_GDO, r_GO - ((x_GD + self.origin_GD)[:, None] @ change_GDO)[:, 0]
-
-
-def _damped_factor(xx_GDD: Tensor, ridge: float) -> Tensor:
-    """Cholesky factor with `ridge` times the mean of the diagonal added to it, or more where rounding asks for it."""
-    mean_G11 = xx_GDD.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp_min(1e-30)
-    eye_DD = torch.eye(xx_GDD.shape[-1], dtype=xx_GDD.dtype, device=xx_GDD.device)
-    while True:
-        factor_GDD, failed_G = torch.linalg.cholesky_ex(xx_GDD + ridge * mean_G11 * eye_DD)
-        if not bool(failed_G.any()):
-            return factor_GDD
-        ridge *= 10
 
 
 def find_fits(network: Network, plan: Plan, slim: nn.Module) -> list[Fit]:
@@ -298,18 +288,15 @@ def find_fits(network: Network, plan: Plan, slim: nn.Module) -> list[Fit]:
     """
     layout, alive, own = network.layout, network.alive(plan), named_tensors(slim)
     _check_shapes(layout, alive, own)
-    names = {value.index: name for name, value in layout.trace.parameters.items()}
-    readers = _readers(layout.trace)
+    readers = find_readers(layout.trace)
     fits: list[Fit] = []
     joined: set[int] = set()
     for call in reversed(list(linear_calls(layout))):  # of two that are added, the later one makes up for the earlier
-        norm, mean = _norm(readers[call.y.index], names)
-        join = _join(readers[norm.outputs[0] if norm else call.y.index], joined)
+        join = _join(readers[call.norm.outputs[0] if call.norm else call.y.index], joined)
         joined |= {join[0].index} if join else set()
-        intercept = own.get(mean if norm else call.bias)
         kept = [(k, layout.kept(dim, alive)) for k, dim in enumerate(call.y.dims)]
         cut = tuple((k, torch.from_numpy(left.nonzero()[0])) for k, left in kept if left is not None and not left.all())
-        fits.append(Fit(call, norm, join, own[call.weight], intercept, cut))
+        fits.append(Fit(call, join, own[call.weight], own.get(call.intercept), cut))
     return sorted(fits, key=lambda fit: fit.stop.index)
 
 
@@ -326,28 +313,7 @@ def _check_shapes(layout: Layout, alive: Alive, own: Mapping[str, Tensor]) -> No
             )
 
 
-def _readers(trace_: Trace) -> dict[int, list[tuple[Op, str]]]:
-    """By value: each call that reads it, and as which argument; an empty one for what the network returns."""
-    readers: dict[int, list[tuple[Op, str]]] = {value.index: [] for value in trace_.values}
-    for op in trace_.ops:
-        for argument, item in op.arguments.items():
-            for number in refs_in(item):
-                readers[number].append((op, argument))
-    for number in trace_.outputs:
-        readers[number] += [(trace_.ops[-1], "")] * 2
-    return readers
-
-
-def _norm(readers: Sequence[tuple[Op, str]], names: Mapping[int, str]) -> tuple[Op | None, str]:
-    """The BatchNorm that alone reads a value, and the name of its running mean."""
-    if len(readers) != 1 or readers[0][0].name != "batch_norm" or readers[0][1] != "input":
-        return None, ""
-    op = readers[0][0]
-    mean = op.arguments["running_mean"]
-    return (op, names[mean.number]) if isinstance(mean, Ref) and mean.number in names else (None, "")
-
-
-def _join(readers: Sequence[tuple[Op, str]], joined: set[int]) -> tuple[Op, str] | None:
+def _join(readers: Sequence[Reader], joined: set[int]) -> Reader | None:
     """The addition that alone reads a value, and as which argument; not one that another layer makes up for."""
     if len(readers) != 1 or readers[0][0].name not in ("add", "add_") or readers[0][0].index in joined:
         return None

@@ -1,0 +1,366 @@
+"""Block-OBS: which unit can be spared best, when all others make up for it.
+
+For a layer ``y = x W`` with the second moment ``H = E[x' x]`` of what it reads (centred where an intercept can take the
+mean, with a ridge on its diagonal) and ``P = H^-1``, the least squared error without the inputs g is::
+
+    loss(g) = tr(W_g' (P_gg)^-1 W_g)        at        W - P_:g (P_gg)^-1 W_g,        P - P_:g (P_gg)^-1 P_g:
+
+which is W and P for the next removal. Sum over removals: the error of the layer with the best weights for what is left.
+
+Legend of the tensor suffixes: U units, G groups, D inputs of a group (all units, kernel positions inside), O outputs,
+K units kept, b inputs of one unit.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Curves, Scores, Verdict
+from metaprune.errors import ConfigError, InputError
+from metaprune.graph import Dim, Network
+from metaprune.graph.axes import Labels
+from metaprune.graph.layout import Layout
+from metaprune.graph.linear_calls import LinearCall, damped_factor, linear_calls
+from metaprune.graph.record import tensors_in
+from metaprune.graph.stepping import Pending, side_by_side
+from metaprune.graph.twin import named_tensors
+from metaprune.measure import distortion
+
+
+@CRITERIA.register("obs")
+@dataclass(frozen=True, kw_only=True)
+class Obs(Criterion):
+    """Remove the unit whose loss is least when the weights of all others are solved for anew, again and again.
+
+    The loss of a unit is the squared error that its absence leaves in what its consumers give, relative to the variance
+    of that, added up over consumers. The sum over removals is the exact error of every number of units kept; this curve
+    is scaled by what pruning the axis alone, its consumers solved for anew, does to the output of the network. It is
+    made for the recovery ``reconstruct``, which solves for the same weights. Axes that no layer with a weight of its
+    own reads (queries and keys, recurrent states) are left out, and kept.
+
+    Source: Hassibi and Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, NIPS 1992, equation
+    5, for blocks of columns as in Kurtic et al., ZipLM, NeurIPS 2023, arXiv:2302.04089, equation 4.
+    Differs from them: units with several consumers; curves in units of the network's output.
+
+    Args:
+        samples: Calibration samples whose activations count, at least 1.
+        rows: Most samples x places that are looked at for one layer, at least 1.
+        ridge: Added to the diagonal of H, relative to its mean, above 0.
+        measured: Samples on which the output of the network is compared; 0 leaves curves in units of the layers.
+        shares: Parts of an axis that are removed to measure, each between 0 and 1.
+        steps: At most so many removals an axis; more units than that leave several at a time.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"data"})
+    additive: ClassVar[bool] = True
+    together: ClassVar[bool] = True
+    samples: int = 512
+    rows: int = 65536
+    ridge: float = 1e-3
+    measured: int = 128
+    shares: tuple[float, ...] = (0.5,)
+    steps: int = 256
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 1), ("rows", 1), ("measured", 0), ("steps", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"`{name} >= {least}` must hold, but {name}={getattr(self, name)}.")
+        if not self.ridge > 0:
+            raise ConfigError(f"`ridge > 0` must hold, but ridge={self.ridge}. 1e-3 is a good start.")
+        if not self.shares or not all(0 < share < 1 for share in self.shares):
+            raise ConfigError(f"`0 < share < 1` must hold for each of `shares`, but they are {self.shares}.")
+
+    def _score(self, network: Network, calibration: Calibration) -> Scores:
+        return self._judge(network, calibration).scores
+
+    @torch.no_grad()
+    def _judge(self, network: Network, calibration: Calibration) -> Verdict:
+        consumers = find_consumers(network)
+        calls = {one.call.op.index: one.call for several in consumers.values() for one in several}
+        model = copy.deepcopy(network.model).eval()
+        run = _Runs(model, network, calibration)
+        moments = run.moments(calls, self.samples, self.rows)
+        wanted = run.outputs(self.measured)
+        scores: Scores = {}
+        curves: Curves = {}
+        for name, several in consumers.items():
+            size = network.axis(name).size
+            left = (
+                sorted({max(1, round(size * (1 - share))) for share in self.shares} - {size}) if self.measured else []
+            )
+            healed = [_Healed(one, model, moments[one.call.op.index], self.ridge) for one in several]
+            curve_K, order = eliminate([b for one in healed for b in one.blocks], size, -(-size // self.steps), left)
+            if left:
+                curve_K = curve_K * _ratios(curve_K, [run.distortion(wanted, healed, k) for k in left], left)
+            curves[name] = curve_K
+            scores[name] = _scores(curve_K, order)
+        return Verdict(scores, curves)
+
+
+def _scores(curve_K: Tensor, order: Sequence[int]) -> Tensor:
+    """What each unit adds when it leaves, made to grow in the order of leaving; shape (U,)."""
+    added = (curve_K[:-1] - curve_K[1:]).flip(0).clamp_min(0)
+    added = added.cummax(0).values + added.max().clamp_min(1e-300) * 1e-9 * torch.arange(1, len(added) + 1)
+    score_U = torch.empty_like(added)
+    score_U[torch.tensor(order)] = added
+    return score_U
+
+
+def _ratios(curve_K: Tensor, measured: Sequence[float], left: Sequence[int]) -> Tensor:
+    """What a curve is to be multiplied by, so that it passes through what was measured; linear between."""
+    seen = [(k, value / float(curve_K[k])) for k, value in zip(left, measured) if float(curve_K[k]) > 0]
+    if not seen:
+        return torch.ones_like(curve_K)
+    places, ratios = map(list, zip(*seen))
+    return torch.from_numpy(np.interp(np.arange(len(curve_K)), places, ratios))
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A layer that reads the units of an axis, and nothing of what it gives needs them.
+
+    Attributes:
+        call: The layer.
+        unit_C: The unit that each channel it reads needs, -1 for none of this axis.
+    """
+
+    call: LinearCall
+    unit_C: Labels
+
+
+def find_consumers(network: Network) -> dict[str, list[Consumer]]:
+    """The layers that read each prunable axis, for those axes that have any."""
+    layout = network.layout
+    found: dict[str, list[Consumer]] = {}
+    for call in linear_calls(layout):
+        channels = call.channels % len(call.x.dims)
+        inner = layout.resolve(call.x.dims[channels])
+        if inner is None:
+            continue
+        others = [dim for k, dim in enumerate(call.x.dims) if k != channels]
+        taken = {int(axis) for dim in (*others, *call.y.dims) for axis in _axes(layout, dim)}
+        for index in _axes(layout, call.x.dims[channels]):
+            axis = network.axes[index]
+            if axis.prunable and index not in taken:
+                here = layout.axis_of[inner] == index
+                unit_C = np.where(here.any(1), (layout.rank_of[inner] * here).max(1), -1)
+                found.setdefault(axis.name, []).append(Consumer(call, unit_C))
+    return {axis.name: found[axis.name] for axis in network.axes if axis.name in found}
+
+
+def _axes(layout: Layout, dim: Dim) -> list[int]:
+    rows = layout.resolve(dim)
+    return [] if rows is None else [int(axis) for axis in np.unique(layout.axis_of[rows]) if axis >= 0]
+
+
+@dataclass
+class Moments:
+    """First and second moments of what a layer reads, in float64.
+
+    Attributes:
+        count: Rows so far.
+        mean_GD: Their mean.
+        square_GDD: The mean of their products.
+    """
+
+    count: int = 0
+    mean_GD: Tensor = field(default_factory=lambda: torch.zeros(()))
+    square_GDD: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, x_GBD: Tensor) -> None:
+        """Pool with more rows."""
+        share = x_GBD.shape[1] / (self.count + x_GBD.shape[1])
+        self.mean_GD = self.mean_GD + share * (x_GBD.mean(1).double() - self.mean_GD)
+        squares = (x_GBD.mT @ x_GBD).double() / x_GBD.shape[1]
+        self.square_GDD = self.square_GDD + share * (squares - self.square_GDD)
+        self.count += x_GBD.shape[1]
+
+    def covariance(self, centred: bool) -> Tensor:
+        """Of the rows; or their second moment. Shape (G, D, D)."""
+        return self.square_GDD - self.mean_GD[:, :, None] * self.mean_GD[:, None] if centred else self.square_GDD
+
+
+class _Runs:
+    """Forwards of the dense network over calibration batches."""
+
+    def __init__(self, model: nn.Module, network: Network, calibration: Calibration) -> None:
+        self.model, self.network, self.calibration = model, network, calibration
+
+    def batches(self, samples: int) -> list[Any]:
+        """Batches until there are so many samples."""
+        assert self.calibration.batches is not None
+        batches: list[Any] = []
+        for batch in self.calibration.batches():
+            if sum(len(earlier[0]) for earlier in batches) >= samples:
+                break
+            batches.append(batch)
+        if not batches:
+            raise InputError("criterion 'obs' needs at least one batch, but the calibration data are empty.")
+        return batches
+
+    def forward(self, batch: Any) -> Any:
+        """What the network makes of a batch."""
+        task = self.calibration.task
+        return self.model(batch[0]) if task is None else task.outputs(self.model, batch)
+
+    def moments(self, calls: Mapping[int, LinearCall], samples: int, rows: int) -> dict[int, Moments]:
+        """Of what each call reads, by its index."""
+        batches = self.batches(samples)
+        moments = {index: Moments() for index in calls}
+        generator = torch.Generator().manual_seed(self.calibration.seed)
+
+        def watch(pending: Pending, out: Any) -> None:
+            if pending.op is None or pending.op.index not in calls:
+                return
+            call = calls[pending.op.index]
+            count = call.count(out)
+            chosen = torch.randperm(count, generator=generator)[: max(1, rows // len(batches))].to(out.device)
+            x_GBD = call.rows(pending.arguments, chosen if len(chosen) < count else None)
+            moments[pending.op.index].add(x_GBD)
+
+        for batch in batches:
+            with side_by_side([partial(self.forward, batch)], self.network.layout.trace) as (run,):
+                run.run_until(None, watch)
+        return moments
+
+    def outputs(self, samples: int) -> list[Tensor]:
+        """What the network as it is gives, batch by batch."""
+        return [tensors_in(self.forward(batch))[0] for batch in self.batches(samples)] if samples else []
+
+    def distortion(self, wanted: Sequence[Tensor], healed: Sequence["_Healed"], left: int) -> float:
+        """Of the output, when consumers have the weights that they had when so many units were left."""
+        for one in healed:
+            one.put(left)
+        seen = self.outputs(sum(map(len, wanted)))
+        for one in healed:
+            one.put_back()
+        return sum(map(distortion, wanted, seen)) / len(wanted)
+
+
+class _Healed:
+    """A consumer, and its weights as units leave."""
+
+    def __init__(self, consumer: Consumer, model: nn.Module, moments: Moments, ridge: float) -> None:
+        own = named_tensors(model)
+        self.call, self.moments = consumer.call, moments
+        self.weight, self.intercept = own[self.call.weight].data, own.get(self.call.intercept)
+        self.before = self.weight.clone(), None if self.intercept is None else self.intercept.clone()
+        self.matrix_GDO = self.call.matrix(self.before[0], len(moments.square_GDD)).double()
+        h_GDD = moments.covariance(centred=self.intercept is not None)
+        variance = float((self.matrix_GDO * (h_GDD @ self.matrix_GDO)).sum().clamp_min(1e-300))
+        units_GC = consumer.unit_C.reshape(len(h_GDD), -1)
+        kernel = h_GDD.shape[1] // units_GC.shape[1]
+        self.blocks = [
+            Block(h_DD, w_DO, np.repeat(unit_C, kernel), ridge, 1 / variance)
+            for h_DD, w_DO, unit_C in zip(h_GDD, self.matrix_GDO, units_GC)
+            if (unit_C >= 0).any()
+        ]
+        self.groups = [g for g, unit_C in enumerate(units_GC) if (unit_C >= 0).any()]
+
+    def put(self, left: int) -> None:
+        """Give the layer the weights that are best for so many units."""
+        matrix_GDO = self.matrix_GDO.clone()
+        for group, block in zip(self.groups, self.blocks):
+            matrix_GDO[group] = block.seen[left]
+        self.weight.copy_(self.call.weight_of(matrix_GDO, self.weight.shape))
+        if self.intercept is not None:
+            shift_C = (self.moments.mean_GD[:, None] @ (self.matrix_GDO - matrix_GDO)).flatten()
+            self.intercept.data += (-1 if self.call.norm is not None else 1) * shift_C.to(self.intercept.dtype)
+
+    def put_back(self) -> None:
+        """Give it its own again."""
+        self.weight.copy_(self.before[0])
+        if self.intercept is not None and self.before[1] is not None:
+            self.intercept.data.copy_(self.before[1])
+
+
+class Block:
+    """One group of one consumer while units leave.
+
+    Args:
+        h_DD: Second moment of what it reads.
+        w_DO: Its weights.
+        unit_D: The unit of each input, -1 for those that stay.
+        ridge: Relative to the mean of the diagonal of `h_DD`.
+        scale: Losses are multiplied by this.
+
+    Attributes:
+        seen: Weights (D, O) as they were at chosen numbers of units left.
+    """
+
+    def __init__(self, h_DD: Tensor, w_DO: Tensor, unit_D: Labels, ridge: float, scale: float) -> None:
+        order = np.argsort(np.where(unit_D < 0, len(unit_D), unit_D), kind="stable")  # unit by unit, then the rest
+        self.units = np.unique(unit_D[unit_D >= 0])
+        self.width = int((unit_D >= 0).sum()) // len(self.units)
+        self.columns = torch.from_numpy(order)
+        self.w_DO = w_DO[self.columns]
+        self.p_DD = torch.cholesky_inverse(damped_factor(h_DD[self.columns][:, self.columns][None], ridge)[0])
+        self.shape, self.scale = w_DO.shape, scale
+        self.seen: dict[int, Tensor] = {}
+
+    def losses(self) -> Tensor:
+        """What leaving of each unit that is left adds, shape (units left,)."""
+        n, b = len(self.units), self.width
+        p_Ubb = self.p_DD[: n * b, : n * b].reshape(n, b, n, b).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        w_UbO = self.w_DO[: n * b].reshape(n, b, -1)
+        return self.scale * (w_UbO * torch.linalg.solve(p_Ubb, w_UbO)).sum((1, 2))
+
+    def remove(self, leaving: Sequence[int]) -> float:
+        """Let units leave together; what that adds."""
+        gone = np.flatnonzero(np.isin(self.units, leaving))
+        if not len(gone):
+            return 0.0
+        inputs = torch.from_numpy((gone[:, None] * self.width + np.arange(self.width)).ravel())
+        stay = torch.ones(len(self.w_DO), dtype=torch.bool).index_fill_(0, inputs, False)
+        p_gg, p_gD, w_gO = self.p_DD[inputs][:, inputs], self.p_DD[inputs][:, stay], self.w_DO[inputs]
+        solved = torch.linalg.solve(p_gg, torch.cat([w_gO, p_gD], 1))
+        o = w_gO.shape[1]
+        self.w_DO = self.w_DO[stay] - p_gD.T @ solved[:, :o]
+        self.p_DD = self.p_DD[stay][:, stay] - p_gD.T @ solved[:, o:]
+        self.columns, self.units = self.columns[stay], np.delete(self.units, gone)
+        return self.scale * float((w_gO * solved[:, :o]).sum())
+
+    def remember(self, left: int) -> None:
+        """Keep the weights as they are now."""
+        self.seen[left] = self.w_DO.new_zeros(self.shape).index_copy_(0, self.columns, self.w_DO)
+
+
+def eliminate(
+    blocks: Sequence[Block], size: int, at_once: int = 1, remember: Sequence[int] = ()
+) -> tuple[Tensor, list[int]]:
+    """Let all units of an axis leave, those that are missed least first.
+
+    Args:
+        blocks: Every group of every consumer of the axis.
+        size: Units of the axis; those that no block reads cost nothing.
+        at_once: So many leave together.
+        remember: Numbers of units left at which blocks keep their weights.
+
+    Returns:
+        The loss with k units kept, float64, shape (size + 1,), and the units in the order in which they left.
+    """
+    left, order = np.arange(size), list[int]()
+    known, losses = [size], [0.0]
+    while len(left):
+        added_U = np.zeros(size)
+        for block in blocks:
+            if len(block.units):
+                added_U[block.units] += block.losses().numpy()
+        ahead = [k for k in remember if k < len(left)]
+        count = min(at_once, len(left) - max(ahead, default=0))
+        leaving = left[np.argsort(added_U[left], kind="stable")[:count]]
+        order += leaving.tolist()
+        left = np.setdiff1d(left, leaving)
+        known.append(len(left))
+        losses.append(losses[-1] + sum(block.remove(leaving.tolist()) for block in blocks))
+        if len(left) in remember:
+            for block in blocks:
+                block.remember(len(left))
+    curve_K = np.interp(np.arange(size + 1), known[::-1], losses[::-1])
+    return torch.from_numpy(curve_K), order
