@@ -158,11 +158,6 @@ class Network:
                         sums[axis].append(entry)
         return sums
 
-    @property
-    def layout(self) -> Layout:
-        """What the trace saw: every call, every tensor, and the units along its dimensions."""
-        return self._layout
-
     @cached_property
     def reads(self) -> dict[str, tuple[Read, ...]]:
         """For every axis, the calls that read its units, and in which tensor."""
