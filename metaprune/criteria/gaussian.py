@@ -54,7 +54,7 @@ class Gaussian(Criterion):
         scores = {}
         for axis in network.axes:
             reads = network.reads[axis.name]
-            added = [signal.added(axis.name, read) for read in reads if axis.prunable]
+            added = [signal.added(read) for read in reads if axis.prunable]
             known = [energy_U for energy_U in added if energy_U is not None]
             if known and len(known) == len(reads) and {read.binding for read in reads} == set(axis.consumers):
                 scores[axis.name] = torch.stack(known).sum(0).sqrt()
@@ -75,17 +75,15 @@ class _Signal:
         self.norm_after = {op.inputs[0]: op for op in self.trace.ops if op.name in _NORMS}
         self.names = {value.index: name for name, value in self.trace.parameters.items()}
 
-    def added(self, axis: str, read: Read) -> Tensor | None:
+    def added(self, read: Read) -> Tensor | None:
         """Energy (variance) that each unit adds to what one layer puts out, shape (U,); None where it is not known."""
-        variance_N = self._variance(read, axis)
+        variance_N = self._variance(read)
         if variance_N is None:
             return None
-        name, dim = read.binding
+        name, _ = read.binding
         weight = self.network.weights[name].detach().double().cpu()
-        groups = len(variance_N) // weight.shape[dim]  # a grouped kernel has one row of them for each group
-        rows = variance_N.view(groups, *[1] * dim, -1, *[1] * (weight.ndim - dim - 1))
-        energy = (weight * self._gain(read.op, weight)).square().view(groups, -1, *weight.shape[1:]) * rows
-        sums = self.network.sum_over_units({name: energy.view(weight.shape)})[axis]
+        energy = (weight * self._gain(read.op, weight)).square() * read.along(variance_N, weight.shape)
+        sums = self.network.sum_over_units({name: energy})[read.axis]
         return next(entry.total_U for entry in sums if entry.binding == read.binding)
 
     def _gain(self, op: Op, weight: Tensor) -> Tensor:
@@ -101,12 +99,12 @@ class _Signal:
             return gain_O.view(groups, 1, -1).expand(-1, len(weight) // groups, -1).reshape(*weight.shape[:2], *rest)
         return gain_O.view(-1, 1, *rest)
 
-    def _variance(self, read: Read, axis: str) -> Tensor | None:
+    def _variance(self, read: Read) -> Tensor | None:
         """Variance along the dimension in which a layer finds the units of an axis; zero for those of others."""
         number = read.value
         steps: list[Op] = []
         while (op := self.maker.get(number)) is not None and op.name not in _NORMS:
-            before = self._carried(op, axis)
+            before = self._carried(op, read.axis)
             if before is None:
                 return None
             steps.append(op)

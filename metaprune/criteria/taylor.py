@@ -1,18 +1,15 @@
 """First-order Taylor expansion of the loss."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
+from metaprune.criteria._gradients import free_weights, gate_gradients, gradients_of_groups
 from metaprune.errors import ConfigError
 from metaprune.graph import Axis, Network
-from metaprune.modes import evaluating
-from metaprune.task import Task
 
 
 @CRITERIA.register("taylor")
@@ -44,57 +41,19 @@ class Taylor(Criterion):
             raise ConfigError(f"`group >= 1` must hold, but group={self.group}. 16 is a good start.")
 
     def _score(self, network: Network, calibration: Calibration) -> Scores:
-        assert calibration.batches is not None
-        assert calibration.task is not None
-        weights = {
-            name: parameter.detach().requires_grad_()
-            for name, parameter in network.model.named_parameters()
-            if parameter.is_floating_point()
-        }
+        weights = free_weights(network)
         axes = [axis for axis in network.axes if axis.prunable]
         totals = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}
         groups = 0
-        with evaluating(network.model), torch.enable_grad():
-            for batch in _groups(calibration.batches(), self.group):
-                loss = calibration.task.step(_bound(network, weights), batch)
-                gradients = _gradients(loss, weights, calibration.task)
-                changes = network.sum_over_units({n: weights[n].detach() * g for n, g in gradients.items()})
-                for axis in axes:
-                    totals[axis.name] += _change(axis, {entry.binding: entry.total_U for entry in changes[axis.name]})
-                groups += 1
+        for gradients in gradients_of_groups(network, calibration, weights, self.group):
+            changes = network.sum_over_units({name: weights[name].detach() * g for name, g in gradients.items()})
+            for axis in axes:
+                totals[axis.name] += _change(axis, {entry.binding: entry.total_U for entry in changes[axis.name]})
+            groups += 1
         return {name: total_U / max(groups, 1) for name, total_U in totals.items()}
-
-
-def _bound(network: Network, weights: dict[str, Tensor]) -> Any:
-    def model(*args: Any, **kwargs: Any) -> Any:
-        return functional_call(network.model, weights, args, kwargs)
-
-    return model
-
-
-def _gradients(loss: Tensor, weights: dict[str, Tensor], task: Task) -> dict[str, Tensor]:
-    if not loss.requires_grad:
-        raise ConfigError(f"the loss of task {type(task).__name__} must depend on the weights, but has no gradient.")
-    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    return {name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None}
 
 
 def _change(axis: Axis, signed: dict[tuple[str, int], Tensor]) -> Tensor:
     """Absolute change of the loss by unit: over the layers that read it, or one of those that make it."""
-    read = [signed[binding].abs() for binding in axis.consumers if binding in signed]
-    if read:
-        return torch.stack(read).sum(0)
-    made: dict[str, Tensor] = {}
-    for (name, _), total_U in signed.items():
-        module = name.rpartition(".")[0]
-        made[module] = made.get(module, torch.zeros_like(total_U)) + total_U
-    layers = [total_U.abs() for total_U in made.values()]
-    return torch.stack(layers).mean(0) if layers else torch.zeros(axis.size, dtype=torch.float64)
-
-
-def _groups(batches: Iterator[Any], size: int) -> Iterator[Any]:
-    """Batches cut along their first dimension; what is no tensor goes with every part."""
-    for batch in batches:
-        length = next(len(item) for item in batch if isinstance(item, Tensor))
-        for start in range(0, length, size):
-            yield tuple(item[start : start + size] if isinstance(item, Tensor) else item for item in batch)
+    gates = gate_gradients(axis, signed).abs()
+    return gates.sum(0) if axis.consumers or not len(gates) else gates.mean(0)

@@ -6,22 +6,20 @@ same real inputs and random numbers; the largest difference over the largest out
 """
 
 import contextlib
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaprune.errors import UnsupportedModelError
 from metaprune.graph.adapt import adapt
 from metaprune.graph.axes import Alive
 from metaprune.graph.dispatch import bind
 from metaprune.graph.layout import Layout
+from metaprune.graph.lockstep import Lockstep
 from metaprune.graph.record import Op, tensors_in
-from metaprune.graph.rules import find_rule
 from metaprune.graph.surgery import like
 from metaprune.graph.trace import ExampleInputs, call_arguments
 from metaprune.graph.twin import copy_with, named_tensors
@@ -157,20 +155,12 @@ def _divided_by(layout: Layout) -> set[tuple[int, int]]:
     return divided
 
 
-class _KeptStatistics(TorchDispatchMode):
-    """Runs the calls of the trace; those whose statistics run over removed positions see the kept ones only.
-
-    Calls of one name are paired with the trace by their order, because other calls may differ between meta and real
-    tensors.
-    """
+class _KeptStatistics(Lockstep):
+    """Runs the calls of the trace; those whose statistics run over removed positions see the kept ones only."""
 
     def __init__(self, layout: Layout, alive: Alive) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(layout.trace)
         self.layout, self.alive = layout, alive
-        self.by_name: dict[str, list[Op]] = {}
-        for op in layout.trace.ops:
-            self.by_name.setdefault(op.name, []).append(op)
-        self.seen: Counter[str] = Counter()
 
     def check_complete(self) -> None:
         """Every call with statistics over removed positions has been met.
@@ -178,25 +168,17 @@ class _KeptStatistics(TorchDispatchMode):
         Raises:
             UnsupportedModelError: The network made other calls on these inputs than when it was traced.
         """
-        for name, ops in self.by_name.items():
-            if self.seen[name] != len(ops) and any(self._cut(op) for op in ops):
+        for name, ops in self.unmet():
+            if any(self._cut(op) for op in ops):
                 raise UnsupportedModelError(
                     f"the network must make the calls that it made when it was traced, but calls {name} "
                     f"{self.seen[name]} times instead of {len(ops)}. Verify on inputs like the example."
                 )
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if find_rule(func) is None:
-            with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
-        name = func._schema.name.removeprefix("aten::")
-        place, self.seen[name] = self.seen[name], self.seen[name] + 1
-        ops = self.by_name.get(name, [])
-        if place < len(ops) and self._cut(ops[place]):
-            return self._on_kept(ops[place], func, args, kwargs)
+    def call(self, op: Op | None, func: Any, args: Any, kwargs: Any) -> Any:
+        """Those of the trace, on what is kept."""
+        if op is not None and self._cut(op):
+            return self._on_kept(op, func, args, kwargs)
         return func(*args, **kwargs)
 
     def _cut(self, op: Op) -> bool:

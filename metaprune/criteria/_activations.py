@@ -1,0 +1,155 @@
+"""What layers read: the values of units on calibration data.
+
+Array suffixes: N positions along the dimension that holds the units, P places and samples, U units.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaprune.criteria._base import Calibration
+from metaprune.criteria._gradients import groups_of
+from metaprune.errors import InputError, MetapruneError
+from metaprune.graph import Network
+from metaprune.graph.lockstep import watching
+from metaprune.graph.reads import Read
+from metaprune.graph.record import Op
+from metaprune.modes import evaluating
+
+
+def judged_reads(network: Network) -> dict[str, tuple[Read, ...]]:
+    """The layers that read each prunable axis; axes that none reads are left out."""
+    return {axis.name: network.reads[axis.name] for axis in network.axes if axis.prunable and network.reads[axis.name]}
+
+
+def watch_reads(
+    network: Network,
+    calibration: Calibration,
+    reads: Iterable[Read],
+    visit: Callable[[Read, Tensor], None],
+    samples: int | None = None,
+) -> int:
+    """Run the network on the calibration data and show what its layers read.
+
+    Args:
+        network: The network.
+        calibration: Gives the data.
+        reads: What to show.
+        visit: Gets each of them and the values, the units along the last dimension, in the type of the network.
+        samples: Run on the first so many; None for all.
+
+    Returns:
+        How many samples were seen.
+
+    Raises:
+        InputError: There are no samples, or the network does not run on them.
+    """
+    assert calibration.batches is not None
+    by_call: dict[int, list[Read]] = {}
+    for read in reads:
+        by_call.setdefault(read.op.index, []).append(read)
+
+    def show(op: Op, tensors: Mapping[int, Tensor]) -> None:
+        for read in by_call[op.index]:
+            visit(read, tensors[read.value].movedim(read.at, -1))
+
+    seen = 0
+    with evaluating(network.model):
+        for batch in groups_of(calibration.batches(), 1 << 30, samples):
+            with watching(network.layout.trace, set(by_call), show):
+                outputs_of(network, calibration, batch)
+            seen += next(len(item) for item in batch if isinstance(item, Tensor))
+    if not seen:
+        raise InputError("calibration needs at least one sample, but the data are empty. Give more.")
+    return seen
+
+
+def outputs_of(network: Network, calibration: Calibration, batch: Any, model: Any = None) -> Any:
+    """What the network, or `model` in its place, makes of a batch.
+
+    Raises:
+        InputError: It does not run.
+    """
+    model = network.model if model is None else model
+    try:
+        return model(batch[0]) if calibration.task is None else calibration.task.outputs(model, batch)
+    except MetapruneError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise InputError(
+            f"the network must run on the calibration data, but raised {type(error).__name__}: {error}. Give data like "
+            "the example input."
+        ) from error
+
+
+@dataclass
+class Moments:
+    """Mean and variance of each position, pooled over batches in float64.
+
+    Attributes:
+        count: Values seen at each position.
+        mean_N: Their mean.
+        m2_N: Sum of their squared distances from it.
+    """
+
+    count: int = 0
+    mean_N: Tensor = field(default_factory=lambda: torch.zeros(()))
+    m2_N: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, x_PN: Tensor) -> None:
+        """Pool with more values. Source: Chan, Golub and LeVeque, Updating Formulae, 1979, equation 2.1."""
+        x_PN = x_PN.double().cpu()
+        total, mean_N = self.count + len(x_PN), x_PN.mean(0)
+        shift_N = mean_N - self.mean_N
+        self.mean_N = self.mean_N + shift_N * (len(x_PN) / total)
+        spread_N = (x_PN - mean_N).square().sum(0)
+        self.m2_N = self.m2_N + spread_N + shift_N.square() * (self.count * len(x_PN) / total)
+        self.count = total
+
+    @property
+    def energy_N(self) -> Tensor:
+        """Sum of squares."""
+        return self.m2_N + self.count * self.mean_N.square()
+
+    @property
+    def variance_N(self) -> Tensor:
+        """Variance around the mean, divided by the count."""
+        return self.m2_N / max(self.count, 1)
+
+
+def read_moments(network: Network, calibration: Calibration, reads: Iterable[Read]) -> tuple[dict[Read, Moments], int]:
+    """Moments of what each layer reads, and the number of samples that they are of. Arguments as :func:`watch_reads`.
+
+    A tensor that several layers read is looked at once.
+    """
+    moments: dict[tuple[int, int], Moments] = {}
+    first: dict[tuple[int, int], Read] = {}
+    reads = list(reads)
+    for read in reads:
+        first.setdefault((read.value, read.at), read)
+
+    def add(read: Read, x: Tensor) -> None:
+        moments.setdefault((read.value, read.at), Moments()).add(x.reshape(-1, x.shape[-1]))
+
+    samples = watch_reads(network, calibration, first.values(), add)
+    return {read: moments[read.value, read.at] for read in reads}, samples
+
+
+def over_units(network: Network, read: Read, weighed: Tensor) -> Tensor:
+    """Sums of the entries of a tensor in the shape of the weight that reads the units, unit by unit; shape (U,)."""
+    sums = network.sum_over_units({read.binding[0]: weighed})[read.axis]
+    return next(entry.total_U for entry in sums if entry.binding == read.binding)
+
+
+def weighed_norm(network: Network, read: Read, norm_N: Tensor) -> Tensor:
+    """Sum of |weight| times a number of each position that it reads, shape (U,)."""
+    weight = network.weights[read.binding[0]].detach().double().cpu().abs()
+    return over_units(network, read, weight * read.along(norm_N, weight.shape))
+
+
+def relative_mean(parts: list[Tensor]) -> Tensor:
+    """The mean of scores that were made relative to their means, shape (U,)."""
+    return torch.stack([part_U / part_U.mean().clamp_min(1e-300) for part_U in parts]).mean(0)
