@@ -52,8 +52,9 @@ class HRank(Criterion):
 
         watch_reads(network, calibration, [read for maps in reads.values() for read in maps], look, self.samples)
         return {
-            axis: torch.stack([read.units(torch.cat(ranks[read]).mean(0), network.axis(axis).size) for read in maps])
-            .mean(0)
+            axis: torch.stack(
+                [read.units(torch.cat(ranks[read]).mean(0), network.axis(axis).size) for read in maps]
+            ).mean(0)
             for axis, maps in reads.items()
         }
 

@@ -30,6 +30,7 @@ class Lamp(Criterion):
 def lamp(norm_U: Tensor) -> Tensor:
     """The LAMP score of each norm; equal ones have equal scores.
 
+    >>> import torch
     >>> lamp(torch.tensor([1.0, 2.0, 2.0])).tolist()
     [0.1111111111111111, 0.5, 0.5]
     """

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
@@ -45,13 +44,14 @@ class Pq(Criterion):
         low, part = int(place), place - int(place)
         ordered = norm_U.sort().values
         at = ordered[low] * (1 - part) + ordered[min(low + 1, len(ordered) - 1)] * part
-        return norm_U / at.clamp_min(1e-300)
+        return norm_U / at.clamp_min(1e-12 * float(ordered[-1]) + 1e-300)
 
 
 def pq_index(norm_U: Tensor, p: float = 0.5, q: float = 1.0) -> float:
     """Sparsity of a vector, in [0, 1 - d^(1/q - 1/p)]: 0 if all entries are equal, largest if all but one are zero.
 
-    >>> pq_index(torch.ones(8)), round(pq_index(torch.eye(50)[0]), 3)
+    >>> import torch
+    >>> pq_index(torch.ones(8)), round(pq_index(torch.eye(50)[0]), 6)
     (0.0, 0.98)
     """
     size_U = norm_U.double().abs()
@@ -60,7 +60,7 @@ def pq_index(norm_U: Tensor, p: float = 0.5, q: float = 1.0) -> float:
         return 0.0
     size_U = size_U / large
     ratio = (size_U.pow(p).sum() ** (1 / p)) / (size_U.pow(q).sum() ** (1 / q))
-    return float(1 - len(size_U) ** (1 / q - 1 / p) * ratio)
+    return max(0.0, float(1 - len(size_U) ** (1 / q - 1 / p) * ratio))
 
 
 def retained(index: float, count: int, p: float = 0.5, q: float = 1.0) -> float:
