@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from metaprune.criteria._base import Calibration
-from metaprune.criteria._gradients import groups_of
-from metaprune.errors import InputError, MetapruneError
+from metaprune.criteria._gradients import groups_of, on_calibration_data
 from metaprune.graph import Network
 from metaprune.graph.lockstep import watching
 from metaprune.graph.reads import Read
@@ -45,7 +44,7 @@ def watch_reads(
         How many samples were seen.
 
     Raises:
-        InputError: There are no samples, or the network does not run on them.
+        InputError: The network does not run on the data.
     """
     assert calibration.batches is not None
     by_call: dict[int, list[Read]] = {}
@@ -62,8 +61,6 @@ def watch_reads(
             with watching(network.layout.trace, set(by_call), show):
                 outputs_of(network, calibration, batch)
             seen += next(len(item) for item in batch if isinstance(item, Tensor))
-    if not seen:
-        raise InputError("calibration needs at least one sample, but the data are empty. Give more.")
     return seen
 
 
@@ -74,15 +71,8 @@ def outputs_of(network: Network, calibration: Calibration, batch: Any, model: An
         InputError: It does not run.
     """
     model = network.model if model is None else model
-    try:
+    with on_calibration_data():
         return model(batch[0]) if calibration.task is None else calibration.task.outputs(model, batch)
-    except MetapruneError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise InputError(
-            f"the network must run on the calibration data, but raised {type(error).__name__}: {error}. Give data like "
-            "the example input."
-        ) from error
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from metaprune.errors import ConfigError, InputError
 from metaprune.graph import Network
 from metaprune.registry import Registry
-from metaprune.task import Task
+from metaprune.task import Classification, Task
 
 Scores = dict[str, Tensor]  # axis name -> (units,), float64, not negative
 Curves = dict[str, Tensor]  # axis name -> (units + 1,), float64: predicted loss with that many units kept
@@ -52,6 +52,48 @@ class Calibration:
         return torch.Generator().manual_seed(self.seed)
 
 
+class _Seen:
+    """Looks at calibration batches as they pass, so that bad ones are refused without a pass of its own."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+        self.samples, self.labels = 0, set[int]()
+
+    def batches(self) -> Iterator[Any]:
+        """The same batches.
+
+        Raises:
+            InputError: Numbers in them are not finite, or there are none.
+        """
+        assert self.calibration.batches is not None
+        for batch in self.calibration.batches():
+            tensors = [item for item in batch if isinstance(item, Tensor)]
+            wrong = sum(int((~item.isfinite()).sum()) for item in tensors if item.is_floating_point())
+            if wrong:
+                raise InputError(
+                    f"calibration data must be finite, but {wrong} numbers of a batch are not. Look for NaN and "
+                    "infinities in the data, or in how they are normalised."
+                )
+            self.samples += len(tensors[0]) if tensors else 0
+            if len(tensors) > 1 and tensors[1].ndim == 1 and not tensors[1].is_floating_point():
+                self.labels.update(tensors[1].unique().tolist())
+            yield batch
+        if not self.samples:
+            raise InputError("calibration needs at least one sample, but the data are empty. Give more.")
+
+    def check(self) -> None:
+        """What was seen is enough to judge by.
+
+        Raises:
+            InputError: All samples are of one class.
+        """
+        if isinstance(self.calibration.task, Classification) and len(self.labels) == 1:
+            raise InputError(
+                f"calibration data must hold more than one class, but all {self.samples} samples are of class "
+                f"{self.labels.pop()}. Give more of them, drawn from all classes."
+            )
+
+
 class Criterion(ABC):
     """Scores the units of every prunable axis. Concrete criteria are frozen dataclasses in :data:`CRITERIA`.
 
@@ -75,14 +117,17 @@ class Criterion(ABC):
 
         Raises:
             ConfigError: The criterion needs data or a task that was not given.
-            InputError: A score is not finite.
+            InputError: A score is not finite, or the data hold no samples, one class alone, or NaN.
         """
         name = type(self).__name__.lower()
         if self.needs and calibration.batches is None:
             raise ConfigError(f"criterion {name!r} needs data. Give `data=` (--data), or one that reads weights alone.")
         if "gradients" in self.needs and calibration.task is None:
             raise ConfigError(f"criterion {name!r} needs a loss. Give `loss=` (--task).")
-        verdict = self._judge(network, calibration)
+        seen = _Seen(calibration)
+        verdict = self._judge(network, replace(calibration, batches=seen.batches) if self.needs else calibration)
+        if self.needs:
+            seen.check()
         for axis, score_U in verdict.scores.items():
             if not bool(score_U.isfinite().all()):
                 raise InputError(

@@ -1,6 +1,7 @@
 """Gradients of the loss, one small group of samples after another."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metaprune.criteria._base import Calibration
-from metaprune.errors import ConfigError
+from metaprune.errors import ConfigError, InputError, MetapruneError
 from metaprune.graph import Axis, Network
 from metaprune.modes import evaluating
 from metaprune.task import Task
@@ -31,7 +32,8 @@ def gradients_of_groups(
     assert calibration.task is not None
     with evaluating(network.model), torch.enable_grad():
         for group in groups_of(calibration.batches(), size, samples):
-            loss = calibration.task.step(bound(network, weights), group)
+            with on_calibration_data():
+                loss = calibration.task.step(bound(network, weights), group)
             yield _gradients(loss, weights, calibration.task)
 
 
@@ -42,6 +44,24 @@ def bound(network: Network, weights: Mapping[str, Tensor]) -> Any:
         return functional_call(network.model, dict(weights), args, kwargs)
 
     return model
+
+
+@contextmanager
+def on_calibration_data() -> Iterator[None]:
+    """Here the network runs on the calibration data.
+
+    Raises:
+        InputError: It does not.
+    """
+    try:
+        yield
+    except (MetapruneError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise InputError(
+            f"the network must run on the calibration data, but raised {type(error).__name__}: {error}. Give data like "
+            "the example input."
+        ) from error
 
 
 def _gradients(loss: Tensor, weights: Mapping[str, Tensor], task: Task) -> dict[str, Tensor]:

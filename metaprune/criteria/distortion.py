@@ -11,7 +11,7 @@ from metaprune.criteria._activations import outputs_of
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
 from metaprune.criteria._gradients import groups_of
 from metaprune.edits import Keep
-from metaprune.errors import ConfigError, InputError
+from metaprune.errors import ConfigError
 from metaprune.graph import Axis, Network
 from metaprune.graph.record import tensors_in
 from metaprune.graph.verify import masked_copy
@@ -46,8 +46,6 @@ class Distortion(Criterion):
         assert calibration.batches is not None
         batches = list(groups_of(calibration.batches(), 1 << 30, self.samples))
         dense = _outputs(network, calibration, batches, network.model)
-        if not dense:
-            raise InputError("calibration needs at least one sample, but the data are empty. Give more.")
         scale = sum(float(out.square().sum()) for out in dense)
         scores = {}
         for axis in network.axes:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
-from metaprune.criteria._gradients import bound, free_weights, groups_of, require_gradient
+from metaprune.criteria._gradients import bound, free_weights, groups_of, on_calibration_data, require_gradient
 from metaprune.errors import ConfigError
 from metaprune.graph import Network
 from metaprune.modes import evaluating
@@ -72,7 +72,8 @@ class Hessian(Criterion):
         gates = {
             name: torch.ones(network.axis(name).size, device=_device(weights), requires_grad=True) for name in names
         }
-        loss = calibration.task.step(bound(network, gated(network, weights, gates)), batch)
+        with on_calibration_data():
+            loss = calibration.task.step(bound(network, gated(network, weights, gates)), batch)
         require_gradient(loss, calibration.task)
         found = torch.autograd.grad(loss, list(gates.values()), create_graph=True, allow_unused=True)
         return gates, tuple(

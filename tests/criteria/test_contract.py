@@ -85,6 +85,23 @@ def test_what_it_needs_is_asked_for_before_work(criterion: Criterion) -> None:
             criterion.score(network(), Calibration(task=Classification()))
 
 
+BAD = {
+    "at least one sample": [],
+    "must be finite": [(torch.full((8, 1, 8, 8), torch.nan), torch.arange(8))],
+    "more than one class": [(torch.randn(8, 1, 8, 8), torch.full((8,), 3))],
+    "must run on the calibration data": [(torch.randn(8, 2, 8, 8), torch.arange(8))],
+}
+
+
+@pytest.mark.parametrize("rule", BAD)
+@pytest.mark.parametrize("name", [name for name in CRITERIA if CRITERIA[name].needs])
+def test_bad_data_are_refused_by_rule(name: str, rule: str) -> None:
+    net = network()
+    with pytest.raises(InputError, match=rule):
+        CRITERIA[name]().score(net, Calibration(lambda: iter(BAD[rule]), Classification()))
+    assert all(parameter.grad is None for parameter in net.model.parameters())
+
+
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'taylor'"):
         CRITERIA["tayler"]
