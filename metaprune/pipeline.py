@@ -99,7 +99,9 @@ def plan(
     seen = Calibration(batches, task, seed, share)
     edited = {} if metanet is None else _edited(network, metanet, seen)
     verdict = judge.judge(network.with_tensors(edited) if edited else network, seen)
-    problem = Problem(network, verdict.scores, limits, judge.additive, floor, round_to, verdict.curves)
+    problem = Problem(
+        network, verdict.scores, limits, judge.additive, floor, round_to, verdict.curves, batches, task, seed
+    )
     kept = divide.allocate(problem)
     edits: tuple[Edit, ...] = tuple(SetWeight(name, tensor) for name, tensor in edited.items())
     edits += tuple(
@@ -115,7 +117,7 @@ def plan(
         "round_to": round_to,
         "floor": floor,
         "seed": seed,
-        "calibration": calibration if judge.needs or (learnt and data is not None) else 0,
+        "calibration": calibration if judge.needs or divide.needs or (learnt and data is not None) else 0,
         **({} if metanet is None else {"metanet": metanet}),
         **network.traced_with,
     }

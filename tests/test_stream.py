@@ -46,13 +46,13 @@ def everything(folder):
     return dict(Shards(folder))
 
 
-@pytest.mark.parametrize("criterion", ["l1", "l2", "random", "bn_scale"])
+@pytest.mark.parametrize("criterion", ["l1", "l2", "random", "bn_scale", "gaussian", "fpgm", "pq"])
 @pytest.mark.parametrize("name", ["cifar_resnet8", "vit_tiny", "llama_tiny"])
 def test_gives_what_the_way_through_memory_gives(tmp_path, name, criterion):
     torch.manual_seed(1)
     model, inputs = zoo.build(name).eval(), zoo.example_inputs(name)
     weights = stored(model, tmp_path / "in", shards=3)
-    if criterion == "bn_scale" and name != "cifar_resnet8":
+    if criterion in ("bn_scale", "gaussian") and name != "cifar_resnet8":
         with pytest.raises(ConfigError, match="BatchNorm"):
             prune_files(empty(name), inputs, weights, tmp_path / "out", BUDGET, criterion=criterion)
         return

@@ -1,18 +1,21 @@
 """What every allocator promises: it decides how many units each axis keeps, and meets every limit from below."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from metaprune.errors import BudgetError, ConfigError
+from metaprune.errors import BudgetError, ConfigError, InputError
 from metaprune.graph import Axis, Cost, Network
 from metaprune.registry import Registry
+from metaprune.task import Task
 
 Sizes = npt.NDArray[np.int64]  # one entry an axis of the network, in their order
 _PERCENT = " A budget up to 1 is a fraction, above 1 an absolute number."
@@ -31,6 +34,9 @@ class Problem:
         curves: Axis name -> predicted loss with k units kept, shape (size + 1,); see :meth:`curve`.
         floor: Smallest share of an axis that must stay, in [0, 1]; at least one unit always stays.
         round_to: Sizes of channel and hidden axes are multiples of this, or the whole axis.
+        batches: Gives a fresh pass over the calibration batches, for allocators that run the network.
+        task: How it runs on them, and its loss.
+        seed: For allocators that draw random numbers.
 
     Raises:
         ConfigError: A number is out of range.
@@ -44,6 +50,9 @@ class Problem:
     floor: float = 0.1
     round_to: int = 1
     curves: Mapping[str, Tensor] = field(default_factory=dict)
+    batches: Callable[[], Iterator[Any]] | None = None
+    task: Task | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:
@@ -67,6 +76,18 @@ class Problem:
                     f"{smallest[quantity]:.12g} ({smallest[quantity] / full:.3f} of the dense network). Raise the "
                     f"budget, or lower --floor or --round-to.{_PERCENT if 1 < limit <= 100 else ''}"
                 )
+
+    def first(self, count: int) -> list[Any]:
+        """The first so many calibration batches; fewer where there are not so many.
+
+        Raises:
+            InputError: There is none.
+        """
+        assert self.batches is not None
+        batches = list(itertools.islice(self.batches(), count))
+        if not batches:
+            raise InputError("calibration needs at least one batch, but the data are empty. Give more.")
+        return batches
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -166,13 +187,28 @@ class Problem:
 
 
 class Allocator(ABC):
-    """Decides what stays. Concrete allocators are frozen dataclasses in :data:`ALLOCATORS`."""
+    """Decides what stays. Concrete allocators are frozen dataclasses in :data:`ALLOCATORS`.
+
+    Attributes:
+        needs: What it reads besides scores: ``data`` (and with it the task).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def allocate(self, problem: Problem) -> dict[str, tuple[int, ...]]:
         """Axis name -> ranks of the units that stay, ascending, for every axis that may be cut.
 
         The cost of the result meets every limit from below; limits that the dense network meets change nothing.
+
+        Raises:
+            ConfigError: The allocator needs data that were not given.
         """
+        if self.needs and (problem.batches is None or problem.task is None):
+            name = next(name for name in ALLOCATORS if ALLOCATORS[name] is type(self))
+            ready = ", ".join(name for name in ALLOCATORS if not ALLOCATORS[name].needs)
+            raise ConfigError(
+                f"allocator {name!r} needs data. Give `data=` (--data), or take one that needs none: {ready}."
+            )
         if problem.fits(problem.full):
             return {axis.name: tuple(range(axis.size)) for axis in problem.axes}
         sizes = problem.filled(self._sizes(problem))

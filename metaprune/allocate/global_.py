@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from metaprune.allocate._base import ALLOCATORS, Allocator, Problem, Sizes
+from metaprune.allocate._paths import by_threshold
 
 
 @ALLOCATORS.register("global")
@@ -18,24 +17,14 @@ class Global(Allocator):
     """
 
     def _sizes(self, problem: Problem) -> Sizes:
-        names, values = [], []
-        for axis in problem.axes:
-            score_U = np.sort(problem.scores[axis.name].numpy())
-            names.append(np.full(axis.size, problem.network.index(axis.name)))
-            values.append(score_U / _saving(problem, axis.name) if problem.additive else score_U)
-        owner = np.concatenate(names)[np.argsort(np.concatenate(values), kind="stable")]
-
-        def after(removed: int) -> Sizes:
-            gone = np.bincount(owner[:removed], minlength=len(problem.full))
-            return problem.sizes(
-                {axis.name: axis.size - gone[problem.network.index(axis.name)] for axis in problem.axes}
-            )
-
-        low, high = 0, len(owner)  # cost falls with every removal: the first count that fits, by bisection
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if problem.fits(after(middle)) else (middle + 1, high)
-        return after(low)
+        return by_threshold(
+            problem,
+            {
+                axis.name: score_U / _saving(problem, axis.name) if problem.additive else score_U
+                for axis in problem.axes
+                for score_U in [problem.scores[axis.name].numpy()]
+            },
+        )
 
 
 def _saving(problem: Problem, name: str) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from metaprune.allocate import ALLOCATORS
 from metaprune.budget import parse_budget
 from metaprune.cli.delivery import Delivery, deliver
 from metaprune.cli.failure import Interrupted
@@ -189,6 +190,11 @@ def _check_needs(options: PruneOptions) -> None:
         raise ConfigError(
             f"criterion {options.criterion!r} needs data, but none was given. Give --data, or a criterion that reads "
             f"weights alone: {', '.join(name for name in CRITERIA if not CRITERIA[name].needs)}."
+        )
+    if ALLOCATORS[options.allocator].needs:
+        raise ConfigError(
+            f"allocator {options.allocator!r} needs data, but none was given. Give --data, or an allocator that needs "
+            f"none: {', '.join(name for name in ALLOCATORS if not ALLOCATORS[name].needs)}."
         )
     if options.recovery not in (None, "none"):
         raise ConfigError(

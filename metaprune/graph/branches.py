@@ -31,6 +31,7 @@ class Branches:
         self._gates_of_op: dict[int, list[int]] = {}
         self._gates_of_parameter: dict[int, list[int]] = {}
         self.droppable: set[int] = set()
+        self.joins: dict[int, set[int]] = {}
         empty = self._empty_values(layout)
         for axis, values in empty.items():
             found = self._useless(trace, values) if layout.axes[axis].prunable else None
@@ -38,6 +39,7 @@ class Branches:
                 continue
             self.droppable.add(axis)
             useless, joins = found
+            self.joins[axis] = joins
             for index in useless | joins:
                 self._gates_of_op.setdefault(index, []).append(self._axes + axis)
             self._gate_parameters(trace, useless, self._axes + axis)

@@ -163,6 +163,14 @@ class Network:
         """For every axis, the calls that read its units, and in which tensor."""
         return find_reads(self._layout)
 
+    @cached_property
+    def joins(self) -> dict[str, tuple[Op, ...]]:
+        """For every droppable axis, the additions at which the branch that it lies in ends."""
+        ops = self._layout.trace.ops
+        return {
+            self.axes[axis].name: tuple(ops[k] for k in sorted(found)) for axis, found in self._branches.joins.items()
+        }
+
     def why(self, name: str) -> tuple[Why, ...]:
         """What is coupled to what by which operation, and for what must stay, the way to the reason.
 

@@ -1,6 +1,8 @@
 """What every allocator promises, run for every registered name."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 
 from metaprune import zoo
 from metaprune.allocate import ALLOCATORS, Allocator, Problem
-from metaprune.errors import BudgetError, ConfigError
+from metaprune.errors import BudgetError, ConfigError, InputError
 from metaprune.graph import Network, trace
+from metaprune.task import FeatureMatching
 
 NETWORKS = {
     name: trace(zoo.build(name), zoo.example_inputs(name)) for name in ("digits_cnn", "vit_tiny", "gru_classifier")
@@ -27,9 +30,20 @@ def scores(network: Network, seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
-def problem(name: str = "digits_cnn", budget: float = 0.5, quantity: str = "macs", **options: object) -> Problem:
+def evidence(name: str) -> dict[str, Any]:
+    """Data and a task, for allocators that run the network."""
+    x = zoo.example_inputs(name)
+    return {"batches": lambda: iter([(x,), (x,)]), "task": FeatureMatching(NETWORKS[name].model.eval())}
+
+
+def problem(name: str = "digits_cnn", budget: float = 0.5, quantity: str = "macs", **options: Any) -> Problem:
     network = NETWORKS[name]
-    return Problem(network, scores(network), {quantity: budget * network.cost()[quantity]}, **options)  # type: ignore[arg-type]
+    return Problem(network, scores(network), {quantity: budget * network.cost()[quantity]}, **evidence(name), **options)
+
+
+def made(name: str) -> Allocator:
+    """An allocator, quick enough for many problems."""
+    return ALLOCATORS[name](**({"candidates": 2} if name == "fedtiny" else {}))
 
 
 def sizes(problem: Problem, kept: dict[str, tuple[int, ...]]) -> np.ndarray:
@@ -41,7 +55,7 @@ def sizes(problem: Problem, kept: dict[str, tuple[int, ...]]) -> np.ndarray:
 
 @pytest.fixture(params=list(ALLOCATORS))
 def allocator(request: pytest.FixtureRequest) -> Allocator:
-    return ALLOCATORS[request.param]()
+    return made(request.param)
 
 
 @settings(max_examples=25, deadline=None)
@@ -60,7 +74,7 @@ def test_every_limit_is_met_from_below(
         asked = problem(which, budget, quantity, additive=additive, round_to=round_to, floor=0.05)
     except BudgetError:
         return
-    kept = ALLOCATORS[name]().allocate(asked)
+    kept = made(name).allocate(asked)
     left = sizes(asked, kept)
     assert asked.network.cost(left)[quantity] <= asked.limits[quantity]
     for axis in asked.axes:
@@ -90,7 +104,8 @@ def test_the_whole_budget_changes_nothing(allocator: Allocator) -> None:
 def test_several_limits_hold_at_once(allocator: Allocator) -> None:
     network = NETWORKS["digits_cnn"]
     dense = network.cost()
-    asked = Problem(network, scores(network), {"macs": 0.7 * dense.macs, "params": 0.3 * dense.params}, True)
+    limits = {"macs": 0.7 * dense.macs, "params": 0.3 * dense.params}
+    asked = Problem(network, scores(network), limits, True, **evidence("digits_cnn"))
     cost = network.cost(sizes(asked, allocator.allocate(asked)))
     assert cost.macs <= 0.7 * dense.macs
     assert cost.params <= 0.3 * dense.params
@@ -100,12 +115,38 @@ def test_the_same_problem_has_the_same_answer(allocator: Allocator) -> None:
     assert allocator.allocate(problem()) == allocator.allocate(problem())
 
 
+@pytest.mark.parametrize("which", ["digits_cnn", "vit_tiny"])
+@pytest.mark.parametrize("name", [name for name in ALLOCATORS if name != "fedtiny"])  # it goes by the measured loss
+def test_more_budget_loses_no_more(name: str, which: str) -> None:
+    """The predicted loss, which is the score of what leaves, does not grow with the budget."""
+    losses = []
+    for budget in (0.3, 0.45, 0.6, 0.75, 0.9, 1.0):
+        asked = problem(which, budget, additive=True)
+        kept = made(name).allocate(asked)
+        left = (asked.scores[axis][list(ranks)].sum() for axis, ranks in kept.items())
+        losses.append(float(sum(score_U.sum() for score_U in asked.scores.values()) - sum(left)))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in ALLOCATORS if ALLOCATORS[name].needs])
+def test_what_it_needs_is_asked_for(name: str) -> None:
+    network = NETWORKS["digits_cnn"]
+    asked = Problem(network, scores(network), {"macs": 0.5 * network.cost().macs})
+    with pytest.raises(ConfigError, match=f"allocator '{name}' needs data"):
+        made(name).allocate(asked)
+    empty = replace(asked, batches=lambda: iter([]), task=FeatureMatching(network.model))
+    with pytest.raises(InputError, match="at least one batch"):
+        made(name).allocate(empty)
+
+
 def test_an_axis_without_scores_keeps_its_units(allocator: Allocator) -> None:
     network = NETWORKS["digits_cnn"]
     known = scores(network)
     left_out = next(iter(known))
     del known[left_out]
-    kept = allocator.allocate(Problem(network, known, {"macs": 0.8 * network.cost().macs}))
+    limits = {"macs": 0.8 * network.cost().macs}
+    kept = allocator.allocate(Problem(network, known, limits, **evidence("digits_cnn")))
     assert left_out not in kept
 
 

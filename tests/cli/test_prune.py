@@ -368,6 +368,7 @@ BAD: dict[str, tuple[list[str], int, list[str]]] = {
     "unknown accelerator": ([*MLP, "--accelerator", "gpu"], 3, ["`--accelerator` must be 'auto', 'cpu' or 'cuda'"]),
     "training without data": ([*MLP, "--epochs", "3"], 3, ["`--epochs` is for training", "--data"]),
     "recovery without data": ([*MLP, "--recovery", "finetune"], 3, ["'finetune' needs data", "--recovery none"]),
+    "allocator without data": ([*MLP, "--allocator", "fedtiny"], 3, ["'fedtiny' needs data", "uniform"]),
     "criterion without data": ([*MLP, "--criterion", "taylor"], 3, ["'taylor' needs data", "l1, l2, "]),
     "option that no recovery has": (
         [*DIGITS, *IMAGES, "--recovery", "recalibrate_norm", "--epochs", "2"], 3, ["no option 'epochs'"]
