@@ -67,7 +67,7 @@ def _first_line(item: Any) -> str:
         arguments = inspect.signature(item.func).bind_partial(*item.args, **item.keywords).arguments
         fixed, item = f" ({', '.join(f'{key}={value}' for key, value in arguments.items())})", item.func
     line = (inspect.getdoc(item) or "no description").splitlines()[0]
-    return _MARKUP.sub(r"\1", line) + fixed
+    return _MARKUP.sub(r"\1", line).replace("::", ".") + fixed
 
 
 def _models() -> Mapping[str, str]:

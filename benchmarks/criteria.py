@@ -1,0 +1,241 @@
+"""Every criterion with every allocator, where nothing is trained: accuracy of the cut network on test images.
+
+    python benchmarks/criteria.py --data cifar10:FOLDER --out lines.jsonl \\
+        --models cifar_resnet20=FILE.safetensors cifar_resnet56=FILE.safetensors
+    python benchmarks/criteria.py --data cifar10:FOLDER --out lines.jsonl --models cifar_resnet20=FILE.safetensors \\
+        --top 4 --macs 0.667 0.4 0.333
+
+BatchNorm is re-estimated for everyone, and every arm runs with and without the recoveries of `--recoveries`, on the
+augmented training images that the seed draws, which are those that criteria and allocators see. `--top` takes the best
+pairs of criterion and allocator of each network among the lines that are there at half the multiply-accumulates.
+
+One JSON line a network, criterion, allocator, budget, seed and recovery; arms that are in the file already are left
+out, so that a benchmark can be run in parts and goes on after it was stopped. At the end a table of all that is in the
+file, and with `--figure` a picture. `distortion` takes a run of the network for every unit: leave it out where that is
+long.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import metaprune as mp
+from metaprune import data, zoo
+from metaprune.allocate import ALLOCATORS
+from metaprune.criteria import CRITERIA, Calibration, Criterion, Scores, Verdict
+from metaprune.errors import MetapruneError
+from metaprune.graph import Network
+from metaprune.measure import accuracy
+from metaprune.pipeline import calibration_batches
+from metaprune.recovery import Context, resolve
+from metaprune.task import Classification
+
+KEY = ("model", "criterion", "allocator", "macs_asked", "seed", "recovery")
+HALF = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Known(Criterion):
+    """A verdict that was given before, so that it serves all allocators and budgets."""
+
+    verdict: Verdict
+    losses: bool
+
+    @property
+    def additive(self) -> bool:  # type: ignore[override]
+        """What the criterion said."""
+        return self.losses
+
+    def _judge(self, network: Network, calibration: Calibration) -> Verdict:
+        return self.verdict
+
+    def _score(self, network: Network, calibration: Calibration) -> Scores:
+        return self.verdict.scores
+
+
+class Bench:
+    """A network, its data, and the arms to run on it."""
+
+    def __init__(self, model: str, options: argparse.Namespace) -> None:
+        self.name, _, weights = model.partition("=")
+        self.options = options
+        self.images = data.load(options.data)
+        module = zoo.build(self.name).eval()
+        zoo.load_weights(module, weights)
+        self.network = mp.trace(module, next(self.images.train.batches(2))[0])
+        self.test = self.images.test.subset(options.images, 0) if options.images else self.images.test
+
+    def arms(self, done: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+        """Pairs of criterion and allocator."""
+        if not self.options.top:
+            yield from product(self.options.criteria, self.options.allocators)
+            return
+        reached: dict[tuple[str, str], list[float]] = {}
+        for line in done:
+            if line["model"] == self.name and line["macs_asked"] == HALF:
+                reached.setdefault((line["criterion"], line["allocator"]), []).append(line["accuracy"])
+        yield from sorted(reached, key=lambda arm: -statistics.mean(reached[arm]))[: self.options.top]
+
+    def run(self, done: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """One line an arm that is not done yet."""
+        known = {tuple(line[key] for key in KEY) for line in done}
+        for seed in range(self.options.seeds):
+            verdicts: dict[str, tuple[Known, float]] = {}
+            for (criterion, allocator), share, recovery in product(
+                list(self.arms(done)), self.options.macs, self.options.recoveries
+            ):
+                line = {
+                    "model": self.name,
+                    "criterion": criterion,
+                    "allocator": allocator,
+                    "macs_asked": share,
+                    "seed": seed,
+                    "recovery": recovery,
+                }
+                if tuple(line.values()) not in known:
+                    try:
+                        if criterion not in verdicts or criterion == "metanet":  # whose scores hold for one budget
+                            verdicts[criterion] = self.judged(criterion, share, seed)
+                        yield line | self.measured(*verdicts[criterion], allocator, share, recovery, seed)
+                    except MetapruneError as error:
+                        Console(stderr=True).print(f"{self.name}, {criterion}, {allocator}: {error}")
+
+    def judged(self, criterion: str, share: float, seed: int) -> tuple[Known, float]:
+        """What a criterion says, and the seconds that it took."""
+        start, judge = time.perf_counter(), CRITERIA[criterion]()
+        batches = calibration_batches(self.images, self.options.calibration, seed)
+        verdict = judge.judge(self.network, Calibration(batches, Classification(), seed, share))
+        return Known(verdict=verdict, losses=judge.additive), round(time.perf_counter() - start, 2)
+
+    def measured(
+        self, judge: Known, scoring_s: float, allocator: str, share: float, recovery: str, seed: int
+    ) -> dict[str, Any]:
+        """Accuracy after the cut and the recovery, cost, and seconds."""
+        batches = calibration_batches(self.images, self.options.calibration, seed)
+        start = time.perf_counter()
+        plan = mp.plan(self.network, f"macs={share}", judge, allocator, data=batches, seed=seed)
+        slim, allocation_s = self.network.apply(plan), round(time.perf_counter() - start, 2)
+        given = {
+            "calibration": batches,
+            "dense": self.network.model,
+            "network": self.network,
+            "plan": plan,
+            "seed": seed,
+        }
+        context = Context(**{name: item for name, item in given.items() if name in Context.__dataclass_fields__})
+        start = time.perf_counter()
+        for way in resolve(recovery):
+            slim = way.recover(slim, context).model
+        return {
+            "accuracy": accuracy(slim.eval(), self.test).top1,
+            "macs": self.network.cost(self.network.sizes(plan)).macs / self.network.cost().macs,
+            "split": "test",
+            "images": len(self.test),
+            "scoring_s": scoring_s,
+            "allocation_s": allocation_s,
+            "recovery_s": round(time.perf_counter() - start, 2),
+        }
+
+
+def read(file: Path | None) -> list[dict[str, Any]]:
+    """Lines that were written before."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file and file.exists() else []
+
+
+def circumstances() -> dict[str, str]:
+    """Where and with what it ran."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {"commit": commit.stdout.strip(), "device": platform.machine(), "torch": torch.__version__}
+
+
+def columns(lines: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[tuple[str, str], list[float]]]:
+    """Accuracies over the seeds: by model, share and recovery, then by criterion and allocator."""
+    found: dict[tuple[Any, ...], dict[tuple[str, str], list[float]]] = {}
+    for line in lines:
+        column = found.setdefault((line["model"], line["macs_asked"], line["recovery"]), {})
+        column.setdefault((line["criterion"], line["allocator"]), []).append(line["accuracy"])
+    return dict(sorted(found.items()))
+
+
+def print_table(lines: list[dict[str, Any]]) -> None:
+    """Mean and standard deviation over the seeds, a row each criterion and allocator."""
+    found = columns(lines)
+    table = Table("criterion", "allocator", *(f"{model}\nmacs={share:g}\n{way}" for model, share, way in found))
+    for arm in sorted({arm for column in found.values() for arm in column}):
+        cells = [
+            f"{statistics.mean(column[arm]):.1f} ± {statistics.pstdev(column[arm]):.1f}" if arm in column else ""
+            for column in found.values()
+        ]
+        table.add_row(*arm, *cells)
+    Console(stderr=True, width=40 + 22 * len(found)).print(table)
+
+
+def draw(lines: list[dict[str, Any]], file: Path) -> None:
+    """A panel a model and recovery: accuracy at half the multiply-accumulates by criterion, a mark each allocator."""
+    from matplotlib.figure import Figure
+
+    found = {key: column for key, column in columns(lines).items() if key[1] == HALF}
+    if not found:
+        raise SystemExit(
+            f"the figure shows budgets of {HALF:g}, but none is among the lines. Run with --macs {HALF:g}."
+        )
+    figure = Figure(figsize=(5 * len(found), 5), layout="constrained")
+    for axes, ((model, _, way), column) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items()):
+        means = {arm: statistics.mean(values) for arm, values in column.items()}
+        criteria = sorted(
+            {criterion for criterion, _ in means},
+            key=lambda name: max(mean for (criterion, _), mean in means.items() if criterion == name),
+        )
+        for allocator in sorted({allocator for _, allocator in means}):
+            here = [name for name in criteria if (name, allocator) in means]
+            axes.plot([means[name, allocator] for name in here], here, "o", label=allocator, alpha=0.8)
+        axes.set(xlabel="test accuracy, %", title=f"{model}\n{way}")
+        axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    figure.savefig(file)
+
+
+def main() -> None:
+    """Run what the arguments ask for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--models", nargs="*", default=[], metavar="NAME=FILE", help="networks of the zoo, and weights")
+    parser.add_argument("--criteria", nargs="+", choices=list(CRITERIA), default=list(CRITERIA), metavar="NAME")
+    parser.add_argument(
+        "--allocators", nargs="+", choices=list(ALLOCATORS), default=["uniform", "global", "rd"], metavar="NAME"
+    )
+    parser.add_argument("--macs", nargs="+", type=float, default=[HALF], help="shares of the multiply-accumulates")
+    parser.add_argument("--recoveries", nargs="+", default=["recalibrate_norm"], help="each a list with commas")
+    parser.add_argument("--top", type=int, default=0, help="only so many pairs, the best of those at half")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of the calibration images")
+    parser.add_argument("--calibration", type=int, default=1024, help="training images")
+    parser.add_argument("--images", type=int, default=0, help="test images, 0 for all")
+    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines, added to")
+    parser.add_argument("--figure", type=Path, help="file of the picture")
+    options = parser.parse_args()
+    lines, told = read(options.out), circumstances()
+    for model in options.models:
+        for line in Bench(model, options).run(list(lines)):
+            lines.append(line | told)
+            with options.out.open("a") as stream:
+                print(json.dumps(lines[-1]), file=stream)
+    print_table(lines)
+    if options.figure:
+        draw(lines, options.figure)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
