@@ -535,7 +535,7 @@ def _measure(
 
 def figures(network: Network, plan: Plan | None, measured: Sequence[Accuracy]) -> Figures:
     """What the network costs once a plan is applied, and the first of the accuracies that were measured."""
-    cost = network.cost(None if plan is None else network.sizes(plan))
+    cost = network.cost() if plan is None else network.cost_of(plan)
     metrics = {"accuracy": measured[0].top1} if measured else {}
     return Figures(metrics=metrics, macs=cost.macs, params=cost.params, bytes=cost.bytes)
 

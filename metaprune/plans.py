@@ -32,10 +32,12 @@ class Draft:
     Attributes:
         keep: Axis name -> ranks of the units that stay, ascending.
         tensors: Parameter or buffer name -> its new value, in the shape of the dense network.
+        drop: Residual branches that leave whole, by name.
     """
 
     keep: dict[str, tuple[int, ...]] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    drop: list[str] = field(default_factory=list)
 
 
 class Edit(ABC):

@@ -28,12 +28,8 @@ OUTCOME = "outcome.json"  # the answer of the command, kept beside the result
 
 def plan_told(plan: "Plan", network: "Network") -> dict[str, Any]:
     """How a plan was made, and what it leaves of every axis, as plain data."""
-    kept = {name: len(ranks) for name, ranks in plan.draft().keep.items()}
-    axes = [
-        {"name": axis.name, "size": axis.size, "kept": kept.get(axis.name, axis.size)}
-        for axis in network.axes
-        if axis.prunable
-    ]
+    kept = dict(zip((axis.name for axis in network.axes), network.sizes(plan).tolist(), strict=True))
+    axes = [{"name": axis.name, "size": axis.size, "kept": kept[axis.name]} for axis in network.axes if axis.prunable]
     return {"made_by": dict(plan.made_by), "axes": axes}
 
 

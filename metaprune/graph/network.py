@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from metaprune.errors import ConfigError, InputError, UnsupportedModelError, did_you_mean
 from metaprune.graph.axes import Alive, Axis, Dim
+from metaprune.graph.blocks import Block, find_blocks, without
 from metaprune.graph.branches import Branches
 from metaprune.graph.convert import from_graph, to_graph
 from metaprune.graph.cost import Cost, CostModel
@@ -270,11 +271,46 @@ class Network:
         return dict(zip((axis.name for axis in self.axes), self._costs.shares(), strict=True))
 
     def sizes(self, plan: Plan) -> npt.NDArray[np.int64]:
-        """Size of every axis once a plan is applied, shape (axes,)."""
+        """Size of every axis once a plan is applied, shape (axes,); 0 for droppable ones that leave with a branch."""
+        draft = plan.draft()
         sizes = np.array([axis.size for axis in self.axes], np.int64)
-        for name, kept in plan.draft().keep.items():
+        for name, kept in draft.keep.items():
             sizes[self.index(name)] = len(kept)
+        left = self._without(draft).trace.parameters
+        for k, axis in enumerate(self.axes):
+            if axis.droppable and not any(name in left for name, _ in axis.bindings):
+                sizes[k] = 0
         return sizes
+
+    def cost_of(self, plan: Plan) -> Cost:
+        """Cost of the network once a plan is applied, dropped branches and all."""
+        draft = plan.draft()
+        sizes = np.array([axis.size for axis in self.axes], np.int64)
+        for name, kept in draft.keep.items():
+            sizes[self.index(name)] = len(kept)
+        layout = self._without(draft)
+        return (self._costs if layout is self._layout else CostModel(layout, Branches(layout)))(sizes)
+
+    # ---- residual branches -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Residual branches that can leave whole, in the order in which they end."""
+        return find_blocks(self._layout.trace)
+
+    def blocks_in(self, name: str) -> tuple[Block, ...]:
+        """The residual branch of that name, or else those of all modules inside of the one of that name."""
+        exact = tuple(block for block in self.blocks if block.name == name)
+        return exact or tuple(block for block in self.blocks if block.name.startswith(f"{name}."))
+
+    def _dropped(self, draft: Draft) -> tuple[Block, ...]:
+        wanted = {block for name in draft.drop for block in self.blocks_in(name)}
+        return tuple(block for block in self.blocks if block in wanted) if wanted else ()
+
+    def _without(self, draft: Draft) -> Layout:
+        """The layout without the branches that a draft drops."""
+        dropped = self._dropped(draft)
+        return replace(self._layout, trace=without(self._layout.trace, dropped)) if dropped else self._layout
 
     # ---- surgery ---------------------------------------------------------------------------------------------------
 
@@ -293,6 +329,7 @@ class Network:
             refusal = edit.check(self)
             if refusal:
                 raise ConfigError(refusal)
+        self._without(plan.draft())  # refuses what would disconnect the network
         emptied = [name for name, kept in plan.draft().keep.items() if not kept]
         if emptied:
             raise ConfigError(f"some unit of every axis must stay, but the edits together keep none of {emptied[0]!r}.")
@@ -337,7 +374,8 @@ class Network:
             ConfigError: It steps another network, or `slim` was made from another plan.
             UnsupportedModelError: It keeps something that cannot be sliced; names it.
         """
-        return sliced_optimizer(optimizer, self.model, slim, self._layout, self._alive(plan.draft()))
+        draft = plan.draft()
+        return sliced_optimizer(optimizer, self.model, slim, self._without(draft), self._alive(draft))
 
     def cut(self, plan: Plan) -> Cut:
         """As :meth:`apply`, with the way in which the network was made: by attributes, or as a graph.
@@ -348,7 +386,7 @@ class Network:
         draft = plan.draft()
         alive = self._alive(draft)
         tensors = self._first_names(draft.tensors)
-        made = cut(self.model, self._layout, alive, self.example_inputs, tensors)
+        made = cut(self.model, self._without(draft), alive, self.example_inputs, tensors)
         own_rules = self._layout.trace.own_rules
         # Where its calls are not those of the dense network one by one, or what they do was said by a user, its results
         # must be.
@@ -359,7 +397,7 @@ class Network:
                     f"a network that {why} is compared with the masked one by numbers, but it is on the meta device. "
                     "Give it real weights and inputs."
                 )
-            error = self._error(made.module, alive, tensors)
+            error = self._error(made.module, alive, tensors, self._dropped(draft))
             if not error < UNCHECKED_TOLERANCE:
                 read = self._layout.trace.value_dependent
                 why = (
@@ -375,11 +413,11 @@ class Network:
                 )
         return made
 
-    def _error(self, slim: nn.Module, alive: Alive, tensors: Mapping[str, Tensor]) -> float:
+    def _error(self, slim: nn.Module, alive: Alive, tensors: Mapping[str, Tensor], dropped: tuple[Block, ...]) -> float:
         """The largest error on the example inputs; and on other inputs, where they may take another way."""
 
         def on(inputs: ExampleInputs, source: str) -> float:
-            return compare(self.model, slim, self._layout, alive, inputs, tensors, source).max_error
+            return compare(self.model, slim, self._layout, alive, inputs, tensors, source, dropped).max_error
 
         errors = [on(self.example_inputs, "example inputs")]
         trace = self._layout.trace
@@ -405,7 +443,8 @@ class Network:
                 "verification runs the network, but it is on the meta device. Give it real weights and inputs."
             )
         tensors = self._first_names(draft.tensors)
-        return compare(self.model, slim, self._layout, self._alive(draft), inputs, tensors, source)
+        alive, dropped = self._alive(draft), self._dropped(draft)
+        return compare(self.model, slim, self._layout, alive, inputs, tensors, source, dropped)
 
     def _is_meta(self, inputs: ExampleInputs | None = None) -> bool:
         given = tensors_in(self.example_inputs if inputs is None else inputs)

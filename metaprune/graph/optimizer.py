@@ -34,16 +34,22 @@ def sliced_optimizer(
     """
     names = _names(optimizer, model, layout)
     own = named_tensors(slim)
-    twins = {id(tensor): _twin(own, names[id(tensor)], tensor, layout, alive) for tensor in _parameters(optimizer)}
+    stepped = [tensor for tensor in _parameters(optimizer) if names[id(tensor)] in layout.trace.parameters]
+    twins = {id(tensor): _twin(own, names[id(tensor)], tensor, layout, alive) for tensor in stepped}
     state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
     for tensor, entries in optimizer.state.items():
         name = names[id(tensor)]
+        if id(tensor) not in twins:  # it left with a residual branch
+            continue
         value = layout.trace.parameters[name]
         state[twins[id(tensor)]] = {
             key: _left(f"{key!r} of {name!r}", entry, tensor, value, layout, alive) for key, entry in entries.items()
         }
     groups = [
-        {key: [twins[id(p)] for p in item] if key == "params" else copy.deepcopy(item) for key, item in group.items()}
+        {
+            key: [twins[id(p)] for p in item if id(p) in twins] if key == "params" else copy.deepcopy(item)
+            for key, item in group.items()
+        }
         for group in optimizer.param_groups
     ]
     return _of_the_same_class(optimizer, groups, state)

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from metaprune.graph.axes import Dim, Labels, Units
+
+if TYPE_CHECKING:
+    from metaprune.graph.blocks import Block
 
 Dims = tuple[Dim, ...]
 Path = tuple[str, int | None]  # an argument of a call, and inside a list the entry
@@ -324,6 +327,8 @@ class Trace:
         input_dependent: The same, out of integers and truth values of the input alone, which cutting does not change.
         real: Run on real tensors, because something failed on meta ones; `real_reason` says what.
         real_reason: That reason, or empty.
+        dropped: Residual branches that were taken out since, see :mod:`metaprune.graph.blocks`.
+        gone: Path of each module that left with them -> a call of it.
     """
 
     units: Units
@@ -346,6 +351,8 @@ class Trace:
     input_dependent: tuple[str, ...] = ()
     real: bool = False
     real_reason: str = ""
+    dropped: tuple["Block", ...] = ()
+    gone: Mapping[str, ModuleCall] = field(default_factory=dict)
 
     @property
     def needs_code(self) -> str:

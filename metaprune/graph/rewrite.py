@@ -19,6 +19,7 @@ from metaprune.errors import UnsupportedModelError
 from metaprune.graph.adapt import SizedMultiheadAttention
 from metaprune.graph.attributes import new_attributes, set_attributes
 from metaprune.graph.axes import Alive, Dim, Labels
+from metaprune.graph.blocks import without
 from metaprune.graph.check import size_left
 from metaprune.graph.layout import Layout
 from metaprune.graph.record import Dims, ModuleCall, Op, Path, Ref, Trace, refs_in
@@ -376,6 +377,7 @@ def _with_batch(model: nn.Module, example_inputs: ExampleInputs, trace: Trace) -
     """Integer arguments that follow the batch, found by tracing once more with one sample more."""
     try:
         more = trace_model(model, _one_more(example_inputs, trace.batch), find_rule, real=trace.real)
+        more = without(more, trace.dropped) if trace.dropped else more
     except Exception:  # the network takes this batch alone
         return {}
     if [op.name for op in more.ops] != [op.name for op in trace.ops]:

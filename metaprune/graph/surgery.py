@@ -12,20 +12,23 @@ Either result is traced and must make the same calls as the dense network with e
 (:mod:`metaprune.graph.check`), else it is not handed out.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metaprune.errors import UnsupportedModelError
+from metaprune.graph.absent import put_in_place
 from metaprune.graph.adapt import adapt
 from metaprune.graph.attributes import new_attributes, set_attributes
 from metaprune.graph.axes import Alive, Labels
+from metaprune.graph.blocks import live_part
 from metaprune.graph.check import OtherCallsError, check_calls
 from metaprune.graph.layout import Layout
-from metaprune.graph.record import Value
+from metaprune.graph.record import Trace, Value
 from metaprune.graph.rewrite import rewritten
 from metaprune.graph.rules import find_rule
 from metaprune.graph.trace import ExampleInputs, trace_model
@@ -113,6 +116,8 @@ def _with_sizes(model: nn.Module, layout: Layout, alive: Alive, tensors: Mapping
 
 def _check(slim: nn.Module, layout: Layout, alive: Alive, example_inputs: ExampleInputs, *, by_module: bool) -> None:
     trace = trace_model(slim, example_inputs, find_rule, real=layout.trace.real)
+    if layout.trace.dropped:  # code around a branch may go on making calls that nothing comes of
+        trace, layout = live_part(trace), replace(layout, trace=live_part(layout.trace))
     check_calls(layout, alive, trace, by_module=by_module)
 
 
@@ -127,7 +132,50 @@ def sliced_copy(model: nn.Module, layout: Layout, alive: Alive, tensors: Mapping
         left = _ranked(layout, alive, lookups.get(value.index), entries_left(layout, alive, value, data))
         sliced[id(original)] = like(original, data.clone() if left is data else left)
     module, _ = copy_with(model, lambda tensor: sliced.get(id(tensor), tensor.detach().clone()))
+    if layout.trace.dropped:
+        _leave(module, layout.trace)
     return adapt(module, changed_only=True)
+
+
+def _leave(model: nn.Module, trace: Trace) -> None:
+    """Take residual branches out of a model, in place: their modules and parameters, and their numbers in caches."""
+    _renumber_layers(model, trace.gone)
+    for path, call in trace.gone.items():
+        put_in_place(model, path, call.result)
+    for name in {name: None for block in trace.dropped for name in block.parameters}:
+        path, _, leaf = name.rpartition(".")
+        if not any(f"{name}.".startswith(f"{module}.") for module in trace.gone):
+            setattr(model.get_submodule(path), leaf, None)
+
+
+def _renumber_layers(model: nn.Module, gone: Collection[str]) -> None:
+    """Close the gaps that modules which leave make in `layer_idx`, the place of a layer in a cache.
+
+    A cache asks its first layer how long it is, so one that nothing fills would give wrong positions. Where places
+    are of several types (``layer_types`` of the configuration), layers move among those of their own.
+
+    Raises:
+        UnsupportedModelError: Nothing would be left in the first place.
+    """
+    rows: dict[tuple[str, Any], list[tuple[int, bool, nn.Module]]] = {}
+    for path, module in model.named_modules():
+        place = vars(module).get("layer_idx")
+        if type(place) is int:
+            types = getattr(vars(module).get("config"), "layer_types", None) or ()
+            row = (re.sub(r"\b\d+\b", "*", path), types[place] if place < len(types) else None)
+            leaves = any(f"{path}.".startswith(f"{part}.") for part in gone)
+            rows.setdefault(row, []).append((place, leaves, module))
+    for (role, _), layers in rows.items():
+        places = sorted(place for place, _, _ in layers)
+        staying = [module for _, leaves, module in sorted(layers, key=lambda layer: layer[0]) if not leaves]
+        first = min(place for (other, _), group in rows.items() if other == role for place, _, _ in group)
+        if not staying and first in places:
+            raise UnsupportedModelError(
+                f"some layer must be in place {first} of the cache, which gives it its length, but all of {role!r} "
+                "that could be would leave. Keep one of them."
+            )
+        for place, module in zip(places, staying):
+            vars(module)["layer_idx"] = place
 
 
 def entries_left(layout: Layout, alive: Alive, value: Value, data: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ same real inputs and random numbers; the largest difference over the largest out
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from metaprune.errors import UnsupportedModelError
 from metaprune.graph.adapt import adapt
 from metaprune.graph.axes import Alive
+from metaprune.graph.blocks import Block
 from metaprune.graph.dispatch import bind
 from metaprune.graph.layout import Layout
 from metaprune.graph.lockstep import Lockstep
@@ -58,17 +59,19 @@ def compare(
     inputs: ExampleInputs,
     tensors: Mapping[str, Tensor],
     source: str,
+    dropped: Sequence[Block] = (),
 ) -> Verification:
     """Run the masked dense network and the cut one on the same inputs, in evaluation mode, without gradients.
 
     Where they differ by more than rounding usually makes, float64 decides whether it was rounding.
     """
     masked = masked_copy(model, layout, alive, tensors).eval()
-    found = _compare(masked, slim, layout, alive, inputs, source)
+    found = _compare(masked, slim, _KeptStatistics(layout, alive, dropped), inputs, source)
     if not found.passed():
         with contextlib.suppress(Exception), default_dtype(torch.float64):  # code may hold constants of its own type
             pair = (_doubled(masked), _doubled(slim))
-            exact = _compare(*pair, layout, alive, _clone(inputs, torch.float64), source)
+            kept = _KeptStatistics(layout, alive, dropped)
+            exact = _compare(*pair, kept, _clone(inputs, torch.float64), source)
             found = replace(exact, doubled=True) if exact.passed() else found
     return found
 
@@ -78,9 +81,8 @@ def _doubled(model: nn.Module) -> nn.Module:
 
 
 def _compare(
-    masked: nn.Module, slim: nn.Module, layout: Layout, alive: Alive, inputs: ExampleInputs, source: str
+    masked: nn.Module, slim: nn.Module, kept: "_KeptStatistics", inputs: ExampleInputs, source: str
 ) -> Verification:
-    kept = _KeptStatistics(layout, alive)
     with torch._C._AutoDispatchBelowAutograd(), kept:
         wanted = _run(masked, inputs)
     kept.check_complete()
@@ -156,11 +158,15 @@ def _divided_by(layout: Layout) -> set[tuple[int, int]]:
 
 
 class _KeptStatistics(Lockstep):
-    """Runs the calls of the trace; those whose statistics run over removed positions see the kept ones only."""
+    """Runs the calls of the trace; those whose statistics run over removed positions see the kept ones only.
 
-    def __init__(self, layout: Layout, alive: Alive) -> None:
+    Where a dropped branch is added to what lives, zeros are.
+    """
+
+    def __init__(self, layout: Layout, alive: Alive, dropped: Sequence[Block] = ()) -> None:
         super().__init__(layout.trace)
         self.layout, self.alive = layout, alive
+        self.sides = {block.join: block.side for block in dropped}
 
     def check_complete(self) -> None:
         """Every call with statistics over removed positions has been met.
@@ -177,12 +183,19 @@ class _KeptStatistics(Lockstep):
 
     def call(self, op: Op | None, func: Any, args: Any, kwargs: Any) -> Any:
         """Those of the trace, on what is kept."""
+        if op is not None and op.index in self.sides:
+            return self._without_branch(func, self.sides[op.index], *args, **kwargs)
         if op is not None and self._cut(op):
             return self._on_kept(op, func, args, kwargs)
         return func(*args, **kwargs)
 
+    def _without_branch(self, func: Any, side: int, first: Tensor, second: Tensor, **kwargs: Any) -> Any:
+        if side == 1:
+            return func(first, torch.zeros_like(second), **kwargs)
+        return func(first.zero_() if func._schema.is_mutable else torch.zeros_like(first), second, **kwargs)
+
     def _cut(self, op: Op) -> bool:
-        return any(
+        return op.index in self.sides or any(
             dim.labels_NK is not None and self.layout.count(dim.labels_NK, self.alive) < len(dim.labels_NK)
             for dim in op.statistics
         )

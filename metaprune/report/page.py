@@ -74,7 +74,8 @@ class Findings:
 def render(findings: Findings) -> str:
     """The page as HTML."""
     result = findings.result
-    kept = {name: len(ranks) for name, ranks in result.plan.draft().keep.items()}
+    sizes = result.network.sizes(result.plan).tolist()
+    kept = dict(zip((axis.name for axis in result.network.axes), sizes, strict=True))
     groups = charts.axis_bars(axis_rows(result.network), kept)
     return _template().render(
         findings=findings,
