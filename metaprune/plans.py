@@ -33,11 +33,15 @@ class Draft:
         keep: Axis name -> ranks of the units that stay, ascending.
         tensors: Parameter or buffer name -> its new value, in the shape of the dense network.
         drop: Residual branches that leave whole, by name.
+        masks: Weight -> which of its entries stay; the others become zero, whatever values it is given.
+        means: Weight -> means of its inputs; what leaves among these is absorbed into the bias of its layer.
     """
 
     keep: dict[str, tuple[int, ...]] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     drop: list[str] = field(default_factory=list)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    means: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Edit(ABC):
@@ -48,6 +52,10 @@ class Edit(ABC):
     @abstractmethod
     def check(self, network: "Network") -> str | None:
         """Why this edit cannot be done to this network, with the name and the property that fails; None if it can."""
+
+    def check_left(self, network: "Network", draft: Draft) -> str | None:
+        """Why this edit does not go together with the others of its plan, as `draft` has them; None if it does."""
+        return None
 
     @abstractmethod
     def apply(self, draft: Draft) -> None:

@@ -25,12 +25,13 @@ from metaprune.graph.cost import Cost, CostModel
 from metaprune.graph.layout import Layout, build_layout
 from metaprune.graph.optimizer import sliced_optimizer
 from metaprune.graph.places import Places, find_places
+from metaprune.graph.readers import Reader, find_reader
 from metaprune.graph.reads import Read, find_reads
 from metaprune.graph.record import Op, Trace, tensors_in
 from metaprune.graph.rehearsal import rehearsed
 from metaprune.graph.rules import find_rule
 from metaprune.graph.select import Selection, as_patterns, freeze_selected
-from metaprune.graph.surgery import Cut, cut, sliced_copy
+from metaprune.graph.surgery import Cut, cut, entries_left, sliced_copy
 from metaprune.graph.trace import ExampleInputs, affordable, random_like, trace_model
 from metaprune.graph.twin import named_tensors
 from metaprune.graph.verify import Verification, compare
@@ -200,6 +201,22 @@ class Network:
                 total_U = torch.zeros(axis.size, dtype=torch.float64).index_add_(0, ranks, total_N[here])
                 yield axis.name, UnitSums(binding, total_U, entries // max(dim.size, 1) * len(here) / axis.size)
 
+    def reader(self, name: str) -> Reader | None:
+        """How a weight reads units: along which dimension it adds up; None if it does not, or in several ways."""
+        return find_reader(self._layout.trace, self.aliases.get(name, name))
+
+    def left(self, draft: Draft, name: str, tensor: Tensor) -> Tensor | None:
+        """What a draft leaves of a tensor in the shape of a parameter; None where the parameter leaves."""
+        layout = self._without(draft)
+        value = layout.trace.parameters.get(self.aliases.get(name, name))
+        return None if value is None else entries_left(layout, self._alive(draft), value, tensor)
+
+    def masks(self, plan: Plan) -> dict[str, Tensor]:
+        """The masks of a plan in the shapes of the cut network, by first name of the weight."""
+        draft = plan.draft()
+        left = {name: self.left(draft, name, kept) for name, kept in self._first_names(draft.masks).items()}
+        return {name: kept for name, kept in left.items() if kept is not None}
+
     # ---- graph -----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -329,10 +346,15 @@ class Network:
             refusal = edit.check(self)
             if refusal:
                 raise ConfigError(refusal)
-        self._without(plan.draft())  # refuses what would disconnect the network
-        emptied = [name for name, kept in plan.draft().keep.items() if not kept]
+        draft = plan.draft()
+        emptied = [name for name, kept in draft.keep.items() if not kept]
         if emptied:
             raise ConfigError(f"some unit of every axis must stay, but the edits together keep none of {emptied[0]!r}.")
+        self._without(draft)  # refuses what would disconnect the network
+        for edit in plan.edits:
+            refusal = edit.check_left(self, draft)
+            if refusal:
+                raise ConfigError(refusal)
 
     def apply(self, plan: Plan) -> nn.Module:
         """A new module with the plan's edits done; this network's model stays as it is.
@@ -385,7 +407,7 @@ class Network:
         self.check(plan)
         draft = plan.draft()
         alive = self._alive(draft)
-        tensors = self._first_names(draft.tensors)
+        tensors = self._new_tensors(draft)
         made = cut(self.model, self._without(draft), alive, self.example_inputs, tensors)
         own_rules = self._layout.trace.own_rules
         # Where its calls are not those of the dense network one by one, or what they do was said by a user, its results
@@ -442,7 +464,7 @@ class Network:
             raise InputError(
                 "verification runs the network, but it is on the meta device. Give it real weights and inputs."
             )
-        tensors = self._first_names(draft.tensors)
+        tensors = self._new_tensors(draft)
         alive, dropped = self._alive(draft), self._dropped(draft)
         return compare(self.model, slim, self._layout, alive, inputs, tensors, source, dropped)
 
@@ -453,6 +475,33 @@ class Network:
     def _first_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         aliases = self._layout.trace.aliases
         return {aliases.get(name, name): tensor for name, tensor in tensors.items()}
+
+    def _new_tensors(self, draft: Draft) -> dict[str, Tensor]:
+        """What parameters and buffers become, by first name, in dense shape: values, then masks, then merged means."""
+        tensors, own = self._first_names(draft.tensors), named_tensors(self.model)
+        for name, kept in self._first_names(draft.masks).items():
+            weight = tensors.get(name, own[name]).detach()
+            tensors[name] = torch.where(kept.to(weight.device), weight, torch.zeros_like(weight))
+        for name, mean in self._first_names(draft.means).items():
+            self._merge(tensors, own, name, mean, self._alive(draft))
+        return tensors
+
+    def _merge(
+        self, tensors: dict[str, Tensor], own: Mapping[str, Tensor], name: str, mean: Tensor, alive: Alive
+    ) -> None:
+        """Add what the removed inputs of a weight give in the mean to its bias, or take it from its norm's mean."""
+        value, reader = self._layout.trace.parameters[name], self.reader(name)
+        assert reader is not None
+        kept = self._layout.kept(value.dims[reader.into], alive)
+        if kept is None or kept.all():
+            return
+        gone = torch.from_numpy((~kept).nonzero()[0])
+        weight = tensors.get(name, own[name]).detach().cpu().double().movedim(reader.into, 0)
+        given = torch.tensordot(mean.double()[gone], weight[gone], dims=1)
+        given = given.reshape(len(given), -1).sum(1)  # over the kernel
+        target = reader.bias or reader.mean
+        old = tensors.get(target, own[target]).detach()
+        tensors[target] = old + (given if reader.bias else -given).to(old.device, old.dtype)
 
     def _alive(self, draft: Draft) -> Alive:
         return self._layout.alive({self.index(name): np.array(kept) for name, kept in draft.keep.items()})

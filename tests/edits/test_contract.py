@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from metaprune.edits import DropBlock, Keep, SetWeight
+from metaprune.edits import DropBlock, Keep, Mask, Merge, SetWeight
 from metaprune.errors import ConfigError
 from metaprune.graph import trace
 from metaprune.plans import EDITS, Draft, Plan
@@ -16,6 +16,8 @@ from tests.graph.cases import CASES
 EXAMPLES = {
     "drop_block": (DropBlock("body"), DropBlock("a")),
     "keep": (Keep("a", 8, (0, 3)), Keep("a", 8, ())),
+    "mask": (Mask("b.weight", torch.rand(6, 8, 3, 3) > 0.5), Mask("b.bias", torch.ones(5) > 0)),
+    "merge": (Merge("b.weight", torch.rand(8)), Merge("b.bias", torch.rand(6))),
     "set_weight": (SetWeight("b.bias", torch.arange(6.0)), SetWeight("b.bias", torch.arange(5.0))),
 }
 every_edit = pytest.mark.parametrize("kind", list(EDITS))
