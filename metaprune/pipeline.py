@@ -366,10 +366,11 @@ def prune(
     with timed(seconds, "accuracy", step, "Measuring accuracy"):
         _measure(accuracies, "dense", dense, test, device, context.progress)
         _measure(accuracies, "cut", slim, test, device, context.progress)
+    context = replace(context, masks=network.masks(decided), plan=decided)
     done: list[Recovered] = []
     for way in recoveries:
         with timed(seconds, way.name, step, f"Recovering: {way.name}"):
-            done.append(way.recover(slim, replace(context, plan=decided)))
+            done.append(way.recover(slim, context))
             slim = done[-1].model
     if done:
         _measure(accuracies, "recovered", slim, test, device, context.progress)

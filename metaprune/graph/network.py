@@ -217,6 +217,29 @@ class Network:
         left = {name: self.left(draft, name, kept) for name, kept in self._first_names(draft.masks).items()}
         return {name: kept for name, kept in left.items() if kept is not None}
 
+    def spread(self, plan: Plan, slim: nn.Module) -> dict[str, Tensor]:
+        """What a cut network holds, in the shapes of the dense one: the dense numbers where units have left.
+
+        Args:
+            plan: What was cut.
+            slim: The cut network, of any weights.
+
+        Returns:
+            Floating-point parameters and buffers by first name; those that left with a branch are missing.
+        """
+        draft = plan.draft()
+        layout, alive, own = self._without(draft), self._alive(draft), named_tensors(slim)
+        values, dense = {}, self._new_tensors(draft)
+        for name, value in layout.trace.parameters.items():
+            tensor = dense.get(name, named_tensors(self.model)[name]).detach().clone()
+            if tensor.is_floating_point():
+                masks = (layout.kept(dim, alive) for dim in value.dims)
+                rows = (np.arange(n) if kept is None else kept.nonzero()[0] for kept, n in zip(masks, tensor.shape))
+                grid = tuple(map(torch.from_numpy, np.ix_(*rows)))
+                tensor[grid] = own[name].detach().to(tensor.device, tensor.dtype)
+                values[name] = tensor
+        return values
+
     # ---- graph -----------------------------------------------------------------------------------------------------
 
     @cached_property

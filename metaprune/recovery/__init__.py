@@ -23,15 +23,23 @@ from metaprune.recovery._base import (
     resolve,
     torch_device,
 )
+from metaprune.recovery.distil import Distil
 from metaprune.recovery.finetune import Finetune
+from metaprune.recovery.gradual import Gradual
+from metaprune.recovery.iterative_magnitude import IterativeMagnitude
+from metaprune.recovery.perp import Perp
 from metaprune.recovery.recalibrate_norm import RecalibrateNorm
 from metaprune.recovery.reconstruct import Reconstruct
 
 __all__ = [
     "RECOVERIES",
     "Context",
+    "Distil",
     "Finetune",
+    "Gradual",
+    "IterativeMagnitude",
     "NoProgress",
+    "Perp",
     "Progress",
     "RecalibrateNorm",
     "Reconstruct",

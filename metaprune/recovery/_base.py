@@ -88,6 +88,7 @@ class Context:
         resume: Go on from the checkpoint in `folder`, if there is one.
         progress: Is told about long work.
         metrics: Gets numbers by name and the epoch that they belong to, counted from 1.
+        masks: Weights of which some entries must stay zero -> which ones may change, in the shapes of the cut network.
         after_epoch: Gets the network in training and the number of the epoch that has ended, counted from 1, and leaves
             the network as it is. No checkpoint is written before it returns, so it misses no epoch, whatever is killed.
     """
@@ -104,6 +105,7 @@ class Context:
     resume: bool = False
     progress: Progress = field(default_factory=NoProgress)
     metrics: Callable[[Mapping[str, float], int], None] = no_metrics
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
     after_epoch: Callable[[nn.Module, int], None] = lambda model, epoch: None
 
 

@@ -25,7 +25,7 @@ from metaprune.errors import ConfigError, InputError, ResourceError
 from metaprune.measure import accuracy
 from metaprune.recovery import Context, Finetune, NoProgress, Recovered
 from metaprune.recovery._interrupt import held_back_interrupt
-from metaprune.recovery.finetune import distillation, weight_decay_groups
+from metaprune.recovery._training import distillation, weight_decay_groups
 from metaprune.task import Classification, CustomLoss
 
 CHECKPOINT = "finetune.safetensors"
@@ -231,7 +231,8 @@ class TestLosses:
 
     def test_the_sum_of_both(self, damaged: nn.Module, trained: nn.Module, digits: Dataset) -> None:
         batch, task = next(digits.train.batches(32)), Classification(label_smoothing=0.1)
-        parts = [Finetune(distil=a).loss(damaged, trained, batch, task) for a in (0.0, 0.3, 1.0)]
+        context = Context(task=task, dense=trained)
+        parts = [Finetune(distil=a).lesson(damaged, context).loss(batch) for a in (0.0, 0.3, 1.0)]
         torch.testing.assert_close(parts[1], 0.7 * parts[0] + 0.3 * parts[2])
         torch.testing.assert_close(parts[0], task.step(damaged, batch))
         torch.testing.assert_close(parts[2], distillation(damaged(batch[0]), trained(batch[0]), 4.0))
