@@ -525,7 +525,7 @@ class TestRefusals:
             QUICK.recover(damaged, replace(context, train=Samples(torch.zeros(0, 1), torch.zeros(0))))
 
     def test_no_teacher(self, damaged, context):
-        with pytest.raises(ConfigError, match="dense network as a teacher"):
+        with pytest.raises(ConfigError, match="dense network to be near to"):
             replace(QUICK, distil=0.5).recover(damaged, replace(context, dense=None))
 
     @pytest.mark.parametrize(
