@@ -68,13 +68,13 @@ def memory(name: str, hidden: int, layers: int) -> dict[str, Any]:
 def speed(hidden: int, layers: int, repeats: int) -> dict[str, Any]:
     """Forward and backward of the published metanetwork on ResNet-56: factored, and edge by edge."""
     from metaprune.graph import trace
-    from metaprune.metanet import PaperMetanet, read_blocks
+    from metaprune.metanet import PaperMetanet, PaperShape, read_blocks
     from metaprune.metanet.reference import ReferenceMetanet
 
     torch.manual_seed(0)
     model, inputs = build("cifar_resnet56")
     blocks = read_blocks(trace(model, inputs).to_graph())
-    paper = PaperMetanet(hidden, layers, recompute=False)
+    paper = PaperMetanet(PaperShape(hidden=hidden, layers=layers), recompute=False)
     arms = {"factored": paper, "message passing": ReferenceMetanet(paper)}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(repeats + 1):

@@ -26,7 +26,7 @@ from metaprune.graph.select import Selection
 from metaprune.graph.trace import ExampleInputs
 from metaprune.graph.twin import named_tensors
 from metaprune.measure.accuracy import Accuracy, Paired, accuracy, compare
-from metaprune.metanet import load_checkpoint, read_blocks
+from metaprune.metanet import PaperMetanet, load_checkpoint, read_blocks
 from metaprune.plans import Edit, Plan
 from metaprune.recovery import (
     Context,
@@ -72,7 +72,7 @@ def plan(
         criterion: What a unit is worth: a registered name, or an instance.
         allocator: How much each axis may lose: a registered name, or an instance.
         metanet: A metanetwork that edits the network first, so that it is easier to prune: ``default`` or a file. Its
-            scores are the criterion ``metanet``, which then comes from the same file.
+            scores are the criterion ``metanet``, which then comes from the same file (``l2`` for one that only edits).
         round_to: Sizes of channel and hidden axes are multiples of this; None means 1.
         data: A dataset (its training split is read), a split, batches, or a function that gives a fresh pass over them.
         loss: A task name, a task, or ``loss(outputs, targets)``; None means classification.
@@ -89,7 +89,8 @@ def plan(
     round_to = 1 if round_to is None else round_to
     judge = CRITERIA[criterion]() if isinstance(criterion, str) else criterion
     if metanet is not None and criterion == "metanet":
-        judge = MetanetScore(checkpoint=metanet)
+        edits_only = isinstance(load_checkpoint(metanet).metanet, PaperMetanet)
+        judge = CRITERIA["l2"]() if edits_only else MetanetScore(checkpoint=metanet)
     divide = ALLOCATORS[allocator]() if isinstance(allocator, str) else allocator
     limits = reachable_limits(network, budget, floor=floor, round_to=round_to)
     task = resolve_task(loss, network.model)

@@ -27,7 +27,7 @@ from metaprune.data import Dataset, load
 from metaprune.errors import ConfigError
 from metaprune.files import read_json, write_atomically
 from metaprune.measure import accuracy
-from metaprune.metanet import Metanet, Shape, save_checkpoint
+from metaprune.metanet import SHAPES, PaperShape, Shape, new_metanet, save_checkpoint
 from metaprune.metatrain import (
     Curve,
     Member,
@@ -41,6 +41,7 @@ from metaprune.metatrain import (
     meta_train,
     survey_population,
 )
+from metaprune.metatrain.loop import check_objectives
 from metaprune.metatrain.recipe import KEYS, SECTIONS
 from metaprune.metatrain.survey import CALIBRATION, calibration_images
 from metaprune.pipeline import timed
@@ -73,7 +74,7 @@ class Asked:
 
     population: Recipe
     survey: Survey
-    shape: Shape
+    shape: Shape | PaperShape
     training: MetaTraining
 
     @property
@@ -152,10 +153,12 @@ def read_recipe(path: str | Path, *, steps: int | None = None, seed: int | None 
     def section(name: str, kind: type[Any], **flags: Any) -> Any:
         return options_of(kind, flags, written.section(name, [part.name for part in fields(kind)]))
 
+    mode = written.section("shape", [part.name for kind in SHAPES.values() for part in fields(kind)]).values.get("mode")
+    mode = mode if mode in SHAPES else "default"
     return Asked(
         population=Recipe.of(written),
         survey=section("survey", Survey),
-        shape=section("shape", Shape),
+        shape=section("shape", SHAPES[mode]),
         training=section("training", MetaTraining, steps=steps, seed=seed),
     )
 
@@ -204,6 +207,7 @@ def _read_and_check(order: Order) -> Dataset:
     for name in order.asked.shape.reads:
         if CRITERIA[name].together:
             raise ConfigError(f"a metanetwork must read plain criteria, but `shape.reads` has {name!r}. Leave it out.")
+    check_objectives(order.asked.shape, order.asked.training.objectives)
     data = load(order.asked.population.data)
     Population.check(order.population, order.asked.population, accelerator=order.accelerator)
     return data
@@ -274,7 +278,7 @@ def _train(
 ) -> Trained:
     seed_everything(asked.training.seed)
     return meta_train(
-        Metanet(asked.shape),
+        new_metanet(asked.shape),
         train,
         validation,
         asked.training,

@@ -10,7 +10,7 @@ from torch import Tensor
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
 from metaprune.errors import ConfigError
 from metaprune.graph import Network
-from metaprune.metanet import Blocks, Metanet, load_checkpoint, read_blocks, with_less_memory
+from metaprune.metanet import Blocks, Metanet, PaperMetanet, load_checkpoint, read_blocks, with_less_memory
 
 
 @CRITERIA.register("metanet")
@@ -59,9 +59,11 @@ def unit_scores(network: Network, calibration: Calibration, names: Sequence[str]
 
 @torch.no_grad()
 def metanet_scores(
-    metanet: Metanet, network: Network, blocks: Blocks, reads: Mapping[str, Tensor], share: float
+    metanet: Metanet | PaperMetanet, network: Network, blocks: Blocks, reads: Mapping[str, Tensor], share: float
 ) -> Scores:
     """What a metanetwork says that the units of prunable axes are worth, relative to the best; float64.
+
+    Of one that only edits, like the published one, the norms of what it has edited.
 
     Args:
         metanet: The metanetwork.
@@ -70,6 +72,9 @@ def metanet_scores(
         reads: From :func:`unit_scores`.
         share: Part of the multiply-accumulates that is to be left.
     """
+    if isinstance(metanet, PaperMetanet):
+        edited = network.with_tensors(metanet_edit(metanet, network, blocks, reads, share))
+        return CRITERIA["l2"]().score(edited, Calibration())
     score_U = with_less_memory(
         metanet, lambda: metanet.scores(blocks, metanet(blocks, reads, share), reads, share).double().cpu()
     )
@@ -79,7 +84,7 @@ def metanet_scores(
 
 @torch.no_grad()
 def metanet_edit(
-    metanet: Metanet, network: Network, blocks: Blocks, reads: Mapping[str, Tensor], share: float
+    metanet: Metanet | PaperMetanet, network: Network, blocks: Blocks, reads: Mapping[str, Tensor], share: float
 ) -> dict[str, Tensor]:
     """What a metanetwork makes of the parameters, in their own shape and type; only those that it changes.
 

@@ -12,8 +12,10 @@ from safetensors.torch import save
 from metaprune.errors import ConfigError, InputError
 from metaprune.files import make_folder, write_atomically
 from metaprune.metanet.model import Metanet, Shape
+from metaprune.metanet.paper import PaperMetanet, PaperShape
 
 SCHEMA = 1
+SHAPES: dict[str, type[Shape] | type[PaperShape]] = {"default": Shape, "paper": PaperShape}  # by mode
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -26,11 +28,16 @@ class Checkpoint:
         card: How it was trained: population, data, seeds, numbers. Plain JSON values.
     """
 
-    metanet: Metanet
+    metanet: Metanet | PaperMetanet
     card: Mapping[str, Any]
 
 
-def save_checkpoint(metanet: Metanet, path: str | Path, card: Mapping[str, Any] | None = None) -> Path:
+def new_metanet(shape: Shape | PaperShape) -> Metanet | PaperMetanet:
+    """A metanetwork of a shape, with first weights."""
+    return PaperMetanet(shape) if isinstance(shape, PaperShape) else Metanet(shape)
+
+
+def save_checkpoint(metanet: Metanet | PaperMetanet, path: str | Path, card: Mapping[str, Any] | None = None) -> Path:
     """Write a metanetwork.
 
     Raises:
@@ -63,7 +70,7 @@ def load_checkpoint(name: str | Path) -> Checkpoint:
                     f"{path} has schema {content['schema']!r}, but this version reads {SCHEMA}. Train it again with "
                     "`metaprune metatrain`, or install the version that wrote it."
                 )
-            metanet = Metanet(Shape(**content["shape"]))
+            metanet = new_metanet(SHAPES[content["shape"].get("mode", "default")](**content["shape"]))
             metanet.load_state_dict({key: file.get_tensor(key) for key in list(file.keys())})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise InputError(

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,9 @@ from torch.utils.checkpoint import checkpoint
 from metaprune.errors import ConfigError, ResourceError
 from metaprune.graph.convert import KINDS, TYPES
 from metaprune.metanet.blocks import FREQUENCIES, Blocks, EdgeBlock, FeatureBlock
+
+if TYPE_CHECKING:
+    from metaprune.metanet.paper import PaperMetanet
 
 TILE_BYTES = 64 << 20
 LEAST_TILE_BYTES = 1 << 20
@@ -45,6 +48,7 @@ class Shape:
     """What a metanetwork is built from; it is saved with the weights.
 
     Args:
+        mode: Always ``default``.
         hidden: Size of the states, a multiple of `heads`.
         layers: Rounds of messages.
         heads: Views of the weights in each of them.
@@ -57,6 +61,7 @@ class Shape:
         ConfigError: A number does not fit.
     """
 
+    mode: Literal["default"] = "default"
     hidden: int = 64
     layers: int = 4
     heads: int = 8
@@ -182,7 +187,7 @@ class Metanet(nn.Module):
 T = TypeVar("T")
 
 
-def with_less_memory(metanet: Metanet, work: Callable[[], T]) -> T:
+def with_less_memory(metanet: "Metanet | PaperMetanet", work: Callable[[], T]) -> T:
     """Do some work with a metanetwork; where memory does not suffice, again with smaller tiles.
 
     Raises:

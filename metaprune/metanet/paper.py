@@ -22,8 +22,9 @@ all; nodes that a residual stream shares are one node, not several with identity
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -73,40 +74,72 @@ class PaperLayer(nn.Module):
         return [F.silu(phi(normed_NH)) for phi in self.phi]
 
 
-class PaperMetanet(nn.Module):
-    """The published metanetwork.
+@dataclass(frozen=True, kw_only=True)
+class PaperShape:
+    """What the published metanetwork is built from; it is saved with the weights.
 
     Args:
+        mode: Always ``paper``.
         hidden: Size of the states, even.
         layers: Rounds of messages.
         node_ratio: Factor of what is added to features.
         edge_ratio: Factor of what is added to weights.
+
+    Raises:
+        ConfigError: A number does not fit.
+    """
+
+    mode: Literal["paper"] = "paper"
+    hidden: int = 64
+    layers: int = 8
+    node_ratio: float = 0.01
+    edge_ratio: float = 0.01
+
+    reads: ClassVar[tuple[str, ...]] = ("l2",)  # it reads no scores; these judge what it has edited
+
+    def __post_init__(self) -> None:
+        if self.hidden < 2 or self.hidden % 2 or self.layers < 1:
+            raise ConfigError(
+                f"`hidden` must be even and `layers` at least 1, but they are {self.hidden} and {self.layers}."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+class PaperMetanet(nn.Module):
+    """The published metanetwork. It edits a network; what units are worth, a criterion says of the edited one.
+
+    Args:
+        shape: What it is built from.
         tile_bytes: Memory for the states of edges at once.
         recompute: Compute states of edges anew in the backward pass; None decides by their size.
     """
 
+    edits: ClassVar[bool] = True
+
     def __init__(
-        self,
-        hidden: int = 64,
-        layers: int = 8,
-        node_ratio: float = 0.01,
-        edge_ratio: float = 0.01,
-        tile_bytes: int = TILE_BYTES,
-        recompute: bool | None = None,
+        self, shape: PaperShape | None = None, tile_bytes: int = TILE_BYTES, recompute: bool | None = None
     ) -> None:
         super().__init__()
-        if hidden < 2 or hidden % 2 or layers < 1:
-            raise ConfigError(f"`hidden` must be even and `layers` at least 1, but they are {hidden} and {layers}.")
-        self.hidden, self.node_ratio, self.edge_ratio = hidden, node_ratio, edge_ratio
-        self.tile_bytes, self.recompute = tile_bytes, recompute
+        shape = shape or PaperShape()
+        self.shape, self.tile_bytes, self.recompute = shape, tile_bytes, recompute
+        hidden = self.hidden = shape.hidden
         self.encode_nodes = FeatureEncoder(hidden)
         self.encode_edges = nn.Linear(FREQUENCIES, hidden)
-        self.layers = nn.ModuleList(PaperLayer(hidden) for _ in range(layers))
+        self.layers = nn.ModuleList(PaperLayer(hidden) for _ in range(shape.layers))
         self.decode_nodes = _mlp(hidden, len(TYPES) * FREQUENCIES)
         self.decode_edges = _mlp(hidden, FREQUENCIES)
 
-    def forward(self, blocks: Blocks) -> dict[str, Tensor]:
-        """The edited parameters by name, in their form; float32."""
+    def edit(self, blocks: Blocks, edited: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`forward` gave, as :meth:`Metanet.edit <metaprune.metanet.Metanet.edit>` of the default mode."""
+        return edited
+
+    def forward(
+        self, blocks: Blocks, reads: Mapping[str, Tensor] | None = None, budget: float = 0.5
+    ) -> dict[str, Tensor]:
+        """The edited parameters by name, in their form; float32. Scores and budget play no part in this mode."""
         state_NH = self.encode_nodes(blocks)
         size = 4 * self.hidden
         recompute = self.recompute
@@ -174,7 +207,7 @@ class PaperMetanet(nn.Module):
         for features in blocks.features:
             if features.learnt:
                 change_NK = node_NTQ[features.node_N, features.type] @ features.code_KQ.T
-                tensors |= features.unstack(features.value_NK + self.node_ratio * change_NK)
+                tensors |= features.unstack(features.value_NK + self.shape.node_ratio * change_NK)
         waiting = iter(zip(tiles, states, strict=True))
         for block in blocks.edges:
             parts = [
@@ -189,7 +222,7 @@ class PaperMetanet(nn.Module):
         edge = self.later(tile, *history) if edge is None else edge
         edge = edge.permute(0, 2, 3, 1)
         change = self.decode_edges(F.layer_norm(edge, edge.shape[3:])) @ tile.code_KQ.T
-        return tile.value_SOIK + self.edge_ratio * change
+        return tile.value_SOIK + self.shape.edge_ratio * change
 
 
 def _mlp(hidden: int, out: int) -> nn.Sequential:

@@ -7,7 +7,7 @@ collapses, training goes back to it with half the learning rate.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from metaprune.criteria import CRITERIA, metanet_edit, metanet_scores
 from metaprune.data import Split
 from metaprune.errors import ConfigError, InputError
-from metaprune.metanet import Metanet, with_less_memory
+from metaprune.metanet import Metanet, PaperMetanet, PaperShape, Shape, with_less_memory
 from metaprune.metatrain.evaluate import RATIOS, Curve, curve_of, log_uniform
 from metaprune.metatrain.objectives import OBJECTIVES, Objective, Pass, Subject
 from metaprune.recovery import NoProgress, Progress
@@ -117,7 +117,7 @@ class Trained:
         rollbacks: Steps at which a collapse was found.
     """
 
-    metanet: Metanet
+    metanet: Metanet | PaperMetanet
     step: int
     area: float
     curves: Mapping[str, Curve]
@@ -126,7 +126,7 @@ class Trained:
 
 
 def meta_train(
-    metanet: Metanet,
+    metanet: Metanet | PaperMetanet,
     train: Sequence[Subject],
     validation: Sequence[Subject],
     training: MetaTraining,
@@ -157,7 +157,8 @@ def meta_train(
         metrics: Gets numbers by name and step.
 
     Raises:
-        ConfigError: There is no network to learn from or to choose on, or a checkpoint of other work.
+        ConfigError: There is no network to learn from or to choose on, a checkpoint of other work, or an objective that
+            the metanetwork cannot have.
         InputError: The loss stays unusable after several rollbacks.
     """
     if not train or not validation:
@@ -165,14 +166,29 @@ def meta_train(
             "meta-training needs networks to learn from and others to choose on, but there are "
             f"{len(train)} and {len(validation)}. Give some members of the population `split: validation`."
         )
+    check_objectives(metanet.shape, training.objectives)
     run = _Run(metanet, train, validation, training, images, calibration, batches, task or Classification(), metrics)
     return run(folder, resume, progress or NoProgress())
+
+
+def check_objectives(shape: Shape | PaperShape, names: Iterable[str]) -> None:
+    """Objectives ask for no scores of a metanetwork that has none.
+
+    Raises:
+        ConfigError: One does.
+    """
+    asking = [name for name in names if OBJECTIVES[name].scores]
+    if isinstance(shape, PaperShape) and asking:
+        raise ConfigError(
+            f"objective {asking[0]!r} asks what units are worth, but a metanetwork of `mode: paper` only edits. Train "
+            "it with `objectives: {paper: 1}`, or leave `mode` out."
+        )
 
 
 class _Run:
     def __init__(
         self,
-        metanet: Metanet,
+        metanet: Metanet | PaperMetanet,
         train: Sequence[Subject],
         validation: Sequence[Subject],
         training: MetaTraining,

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.func import functional_call
 
 from metaprune.errors import ConfigError
 from metaprune.graph import Network
-from metaprune.metanet import Blocks, Metanet
+from metaprune.metanet import Blocks, Metanet, PaperMetanet
 from metaprune.metatrain.distortion import Distortions, batch_statistics
 from metaprune.registry import Registry
 from metaprune.task import Task
@@ -62,7 +62,7 @@ class Pass:
 
     def __init__(
         self,
-        metanet: Metanet,
+        metanet: Metanet | PaperMetanet,
         subject: Subject,
         reads: Mapping[str, Tensor],
         budget: float,
@@ -74,20 +74,25 @@ class Pass:
         self.batches, self.task, self.random = batches, task, random
 
     @cached_property
-    def state_NH(self) -> Tensor:
-        """States of the nodes."""
-        state: Tensor = self.metanet(self.subject.blocks, self.reads, self.budget)
-        return state
+    def state(self) -> Any:
+        """What the metanetwork makes of the network: states of its nodes, or it edited."""
+        return self.metanet(self.subject.blocks, self.reads, self.budget)
+
+    @property
+    def judge(self) -> Metanet:
+        """The metanetwork as one that says what units are worth; objectives that ask for it have `scores`."""
+        assert isinstance(self.metanet, Metanet)
+        return self.metanet
 
     @cached_property
     def score_U(self) -> Tensor:
         """Logarithm of what each unit is worth."""
-        return self.metanet.scores(self.subject.blocks, self.state_NH, self.reads, self.budget)
+        return self.judge.scores(self.subject.blocks, self.state, self.reads, self.budget)
 
     @cached_property
     def edited(self) -> dict[str, Tensor]:
         """Changed parameters in their form."""
-        return self.metanet.edit(self.subject.blocks, self.state_NH)
+        return self.metanet.edit(self.subject.blocks, self.state)
 
     def surrogate(self, tensors: Mapping[str, Tensor], batches: int) -> tuple[Tensor, float]:
         """Inner product of parameters with the mean gradient of the task's loss at them, and that loss.
@@ -118,7 +123,13 @@ class Pass:
 
 
 class Objective(ABC):
-    """What is to be small. Concrete objectives are frozen dataclasses in :data:`OBJECTIVES`."""
+    """What is to be small. Concrete objectives are frozen dataclasses in :data:`OBJECTIVES`.
+
+    Attributes:
+        scores: It asks what units are worth, which the published metanetwork does not say.
+    """
+
+    scores: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, one: Pass) -> tuple[Tensor, dict[str, float]]:
@@ -148,7 +159,7 @@ class Amortised(Objective):
         """See the class."""
         measured = one.subject.distortions
         wanted_C = measured.distortion_C.clamp_min(LEAST_DISTORTION).log()
-        seen_C = one.metanet.distortion(one.score_U, measured.removed_CU)
+        seen_C = one.judge.distortion(one.score_U, measured.removed_CU)
         distance_C = (measured.share_C.log() - math.log(one.budget)) / self.width
         weight_C = torch.where(measured.alone_C, 0.3, torch.exp(-0.5 * distance_C.square()))
         error_C = F.huber_loss(seen_C, wanted_C, reduction="none")
@@ -205,6 +216,7 @@ class Paper(Objective):
         batches: Of training data a step.
     """
 
+    scores: ClassVar[bool] = False
     sparsity: float = 10.0
     alpha: float = 16.0
     batches: int = 1

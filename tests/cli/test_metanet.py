@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaprune.metanet import Metanet, Shape, checkpoint, save_checkpoint
+from metaprune.metanet import Metanet, PaperMetanet, PaperShape, Shape, checkpoint, save_checkpoint
 from metaprune.plans import Plan
 from tests.cli.commands import TINY, command, entries
 
@@ -53,6 +53,19 @@ def test_any_criterion_may_judge_what_was_edited(metanet: Path) -> None:
     assert done.code == 0, done.err
     assert "with the metanetwork" in " ".join(done.out.split())
     assert "cut by l2" in " ".join(done.out.split())
+
+
+def test_norms_judge_what_the_published_metanetwork_edited(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    metanet = save_checkpoint(PaperMetanet(PaperShape(hidden=8, layers=1)), tmp_path / "paper.safetensors")
+    folders = []
+    for words in ([], ["--criterion", "metanet"], ["--criterion", "l2"]):
+        folders.append(f"out{len(folders)}")
+        done = command("prune", *TINY, *HALF, *QUICK, "--metanet", metanet, *words, "--out", folders[-1], "--json")
+        assert done.code == 0, done.err
+    plans = [Plan.load(Path(folder, "plan.json")) for folder in folders]
+    assert plans[0].edits == plans[1].edits == plans[2].edits
+    assert plans[0].draft().tensors
 
 
 def test_the_default_judges_where_no_other_is_given(default: Path) -> None:

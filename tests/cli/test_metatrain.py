@@ -209,6 +209,12 @@ BAD: dict[str, tuple[str, list[str], list[str]]] = {
     "rule of the population": ("@epochs: 2@epochs: 0@", [], ["tiny.yaml: `epochs >= 1` must hold"]),
     "objective": ("@steps: 24@objectives: {amortized: 1}@", [], [":14: `training`: ", "Did you mean 'amortised'"]),
     "criterion to read": ("@rank: 2@reads: [tailor]@", [], ["Did you mean 'taylor'"]),
+    "mode": ("@rank: 2@mode: old@", [], [":13: `shape.mode` must be 'default'"]),
+    "scores of what only edits": (
+        "@{hidden: 16, layers: 1, heads: 4, rank: 2}@{mode: paper, hidden: 16}@",
+        [],
+        ["'amortised' asks what units are worth", "objectives: {paper: 1}"],
+    ),
     "itself to read": ("@rank: 2@reads: [metanet]@", [], ["must read plain criteria"]),
     "no validation network": ("@split: validation@split: train@", [], ["must have `split: validation`"]),
     "network": ("@model: mlp@model: mpl@", [], ["Did you mean 'mlp'"]),

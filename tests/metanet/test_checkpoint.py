@@ -7,15 +7,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from metaprune.errors import ConfigError, InputError
-from metaprune.metanet import Metanet, Shape, load_checkpoint, save_checkpoint, shipped
+from metaprune.metanet import Metanet, PaperShape, Shape, load_checkpoint, new_metanet, save_checkpoint, shipped
 
 SHAPE = Shape(hidden=8, layers=1, heads=2, rank=2, reads=("l2",))
 
 
-def test_a_metanetwork_comes_back_with_its_card(tmp_path):
-    metanet = Metanet(SHAPE)
+@pytest.mark.parametrize("shape", [SHAPE, PaperShape(hidden=8, layers=1, edge_ratio=0.5)], ids=lambda shape: shape.mode)
+def test_a_metanetwork_comes_back_with_its_card(shape, tmp_path):
+    metanet = new_metanet(shape)
     found = load_checkpoint(save_checkpoint(metanet, tmp_path / "m.safetensors", {"seed": 3}))
-    assert found.metanet.shape == SHAPE
+    assert found.metanet.shape == shape
     assert found.card == {"seed": 3}
     assert not found.metanet.training
     for name, tensor in metanet.state_dict().items():

@@ -7,7 +7,7 @@ import torch
 
 from metaprune.errors import ConfigError, ResourceError
 from metaprune.graph import trace
-from metaprune.metanet import Metanet, PaperMetanet, Shape, model, read_blocks, with_less_memory, written
+from metaprune.metanet import Metanet, PaperMetanet, PaperShape, Shape, model, read_blocks, with_less_memory, written
 from metaprune.zoo import MODELS, build, example_inputs
 from tests.graph import oracle
 from tests.graph.cases import CASES, Case
@@ -61,7 +61,8 @@ def check_equivariance(model, inputs, metanet):
     return checked
 
 
-METANETS = {"default": lambda: Metanet(SHAPE), "paper": lambda: PaperMetanet(8, 2, 1.0, 1.0)}
+PAPER = PaperShape(hidden=8, layers=2, node_ratio=1.0, edge_ratio=1.0)
+METANETS = {"default": lambda: Metanet(SHAPE), "paper": lambda: PaperMetanet(PAPER)}
 HARD = [
     "concat_of_concat",
     "grouped",

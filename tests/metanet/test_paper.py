@@ -5,7 +5,7 @@ import torch
 
 from metaprune.errors import ConfigError
 from metaprune.graph import trace
-from metaprune.metanet import PaperMetanet, read_blocks
+from metaprune.metanet import PaperMetanet, PaperShape, read_blocks
 from metaprune.metanet.reference import ReferenceMetanet
 from metaprune.zoo import MODELS, build, example_inputs
 
@@ -41,7 +41,8 @@ def blocks_of(name):
 @pytest.mark.parametrize("recompute", [False, True])
 def test_values_and_gradients_are_those_of_plain_message_passing(name, recompute):
     blocks = blocks_of(name).to(dtype=torch.float64)
-    paper = PaperMetanet(8, 3, node_ratio=1.0, edge_ratio=1.0, tile_bytes=1 << 16, recompute=recompute).double()
+    shape = PaperShape(hidden=8, layers=3, node_ratio=1.0, edge_ratio=1.0)
+    paper = PaperMetanet(shape, tile_bytes=1 << 16, recompute=recompute).double()
     tensors, gradients = run(paper, paper, blocks)
     wanted, wanted_gradients = run(ReferenceMetanet(paper), paper, blocks)
     close(tensors, wanted)
@@ -50,11 +51,11 @@ def test_values_and_gradients_are_those_of_plain_message_passing(name, recompute
 
 def test_only_what_is_learnt_is_edited_and_ratios_bound_it():
     blocks = blocks_of("cifar_resnet8")
-    tensors = PaperMetanet(8, 2, node_ratio=0.0, edge_ratio=0.0)(blocks)
+    tensors = PaperMetanet(PaperShape(hidden=8, layers=2, node_ratio=0.0, edge_ratio=0.0))(blocks)
     assert not any("running" in name for name in tensors)
     assert all(torch.equal(tensor, blocks.tensors[name]) for name, tensor in tensors.items())
 
 
 def test_an_odd_size_is_refused():
     with pytest.raises(ConfigError, match="`hidden` must be even and `layers` at least 1, but they are 7 and 2"):
-        PaperMetanet(7, 2)
+        PaperMetanet(PaperShape(hidden=7, layers=2))

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from metaprune import data, zoo
-from metaprune.criteria import Calibration, unit_scores
+from metaprune.criteria import L2, Calibration, metanet_edit, metanet_scores, unit_scores
 from metaprune.errors import ConfigError, InputError
 from metaprune.graph import trace
 from metaprune.measure import distortion
-from metaprune.metanet import Metanet, Shape, read_blocks
+from metaprune.metanet import Metanet, PaperShape, Shape, new_metanet, read_blocks
 from metaprune.metatrain import (
     OBJECTIVES,
     Distortions,
@@ -169,11 +169,11 @@ def test_a_masked_network_is_the_cut_one(one: Subject) -> None:
         torch.testing.assert_close(seen, slim(images), atol=1e-4, rtol=1e-4)
 
 
-def run(one: Subject, other: Subject, folder: Path | None = None, steps: int = 12, **options):
+def run(one: Subject, other: Subject, folder: Path | None = None, steps: int = 12, shape=SHAPE, **options):
     torch.manual_seed(0)
     seen: list[tuple[int, dict]] = []
     trained = meta_train(
-        Metanet(SHAPE),
+        new_metanet(shape),
         [one],
         [other],
         MetaTraining(steps=steps, validate_every=5, images=60, lr=3e-3, **options),
@@ -256,6 +256,23 @@ def test_a_collapse_is_found_and_rolled_back(one: Subject, other: Subject, monke
     training = MetaTraining(steps=20, lr=3e-3)
     assert rates[9] == pytest.approx(training.learning_rate(9))
     assert rates[10] == pytest.approx(training.learning_rate(10) / 2)
+
+
+def test_the_published_metanetwork_is_trained_as_it_was_published(one: Subject, other: Subject) -> None:
+    """Its edit keeps what the network does, and takes its groups of weights apart."""
+    trained, seen = run(one, other, shape=PaperShape(hidden=8, layers=1), objectives={"paper": 1.0})
+    norms = [values["paper/sparsity"] for _, values in seen if "paper/sparsity" in values]
+    assert norms[-1] < norms[0]
+    edited = metanet_edit(trained.metanet, other.network, other.blocks, {}, 0.5)
+    scores = metanet_scores(trained.metanet, other.network, other.blocks, {}, 0.5)
+    wanted = L2().score(other.network.with_tensors(edited), Calibration())
+    assert edited
+    assert all(torch.equal(score_U, wanted[axis]) for axis, score_U in scores.items())
+
+
+def test_a_metanetwork_without_scores_is_not_asked_for_them(one: Subject, other: Subject) -> None:
+    with pytest.raises(ConfigError, match="'amortised' asks what units are worth"):
+        run(one, other, shape=PaperShape(hidden=8, layers=1))
 
 
 def test_no_network_to_choose_on_is_refused(one: Subject) -> None:
