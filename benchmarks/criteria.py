@@ -140,7 +140,7 @@ class Bench:
             slim = way.recover(slim, context).model
         return {
             "accuracy": accuracy(slim.eval(), self.test).top1,
-            "macs": self.network.cost(self.network.sizes(plan)).macs / self.network.cost().macs,
+            "macs": self.network.cost_of(plan).macs / self.network.cost().macs,
             "split": "test",
             "images": len(self.test),
             "scoring_s": scoring_s,

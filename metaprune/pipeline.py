@@ -18,7 +18,7 @@ from metaprune.allocate import ALLOCATORS, Allocator, Problem
 from metaprune.budget import QUANTITIES, Budget, parse_budget
 from metaprune.criteria import CRITERIA, Calibration, Criterion, MetanetScore, metanet_edit, unit_scores
 from metaprune.data import Dataset, Split
-from metaprune.edits import Keep, SetWeight
+from metaprune.edits import DropBlock, Keep, SetWeight
 from metaprune.errors import ConfigError, InputError, VerificationError
 from metaprune.files import read_json, write_atomically
 from metaprune.graph import Network, Verification, trace
@@ -108,8 +108,9 @@ def plan(
     edits += tuple(
         Keep(axis.name, axis.size, kept[axis.name])
         for axis in network.axes
-        if axis.name in kept and len(kept[axis.name]) < axis.size
+        if axis.name in kept and 0 < len(kept[axis.name]) < axis.size
     )
+    edits += _dropped(network, {name for name, ranks in kept.items() if not ranks})
     learnt = metanet is not None or isinstance(judge, MetanetScore)  # it reads what criteria say of the data
     made_by = {
         "budget": str(budget),
@@ -123,6 +124,14 @@ def plan(
         **network.traced_with,
     }
     return Plan(edits, network.fingerprint, made_by)
+
+
+def _dropped(network: Network, empty: set[str]) -> tuple[Edit, ...]:
+    """One edit a residual branch of whose axes nothing is left."""
+    ends = {op.index for name in empty for op in network.joins[name]}
+    bound = {name for axis in empty for name, _ in network.axis(axis).bindings}
+    gone = (block for block in network.blocks if block.join in ends and not bound.isdisjoint(block.parameters))
+    return tuple(DropBlock(block.name) for block in gone)
 
 
 def _edited(network: Network, metanet: str, calibration: Calibration) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ Criteria that need gradients, and every way of training, take a task; users pass
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaprune.errors import ConfigError, did_you_mean
+from metaprune.errors import ConfigError, InputError, MetapruneError, did_you_mean
 from metaprune.factory import FORM, import_factory, looks_importable
 from metaprune.registry import Registry
 
@@ -137,3 +138,35 @@ def resolve_task(task: "str | Task | Callable[..., Tensor] | None", dense: nn.Mo
             raise ConfigError(f"{task!r} must return a metaprune.task.Task, but returned a {type(made).__name__}.")
         return made
     return CustomLoss(task)
+
+
+@contextmanager
+def on_calibration_data() -> Iterator[None]:
+    """Here a network runs on calibration data.
+
+    Raises:
+        InputError: It does not.
+    """
+    try:
+        yield
+    except (MetapruneError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise InputError(
+            f"the network must run on the calibration data, but raised {type(error).__name__}: {error}. Give data like "
+            "the example input."
+        ) from error
+
+
+def require_finite(tensors: Iterable[Tensor]) -> None:
+    """Numbers of a batch are numbers.
+
+    Raises:
+        InputError: Some are NaN or infinite.
+    """
+    wrong = sum(int((~tensor.isfinite()).sum()) for tensor in tensors if tensor.is_floating_point())
+    if wrong:
+        raise InputError(
+            f"calibration data must be finite, but {wrong} numbers of a batch are not. Look for NaN and infinities in "
+            "the data, or in how they are normalised."
+        )

@@ -15,7 +15,7 @@ from torch import Tensor
 from metaprune.errors import BudgetError, ConfigError, InputError
 from metaprune.graph import Axis, Cost, Network
 from metaprune.registry import Registry
-from metaprune.task import Task
+from metaprune.task import Task, require_finite
 
 Sizes = npt.NDArray[np.int64]  # one entry an axis of the network, in their order
 _PERCENT = " A budget up to 1 is a fraction, above 1 an absolute number."
@@ -81,12 +81,13 @@ class Problem:
         """The first so many calibration batches; fewer where there are not so many.
 
         Raises:
-            InputError: There is none.
+            InputError: There is none, or one holds NaN.
         """
         assert self.batches is not None
         batches = list(itertools.islice(self.batches(), count))
         if not batches:
             raise InputError("calibration needs at least one batch, but the data are empty. Give more.")
+        require_finite(tensor for batch in batches for tensor in batch if isinstance(tensor, Tensor))
         return batches
 
     @cached_property
@@ -155,10 +156,13 @@ class Problem:
         """Use up what the limits leave: give back units, the most valuable first, while they fit.
 
         Units are weighed by what they lower the loss, against their cost where scores are additive. One step gives an
-        axis its next legal size; an axis that does not fit once does not fit later, because costs only grow.
+        axis its next legal size; an axis that does not fit once does not fit later, because costs only grow. What has
+        left whole stays away.
         """
         sizes = sizes.copy()
-        growing = {axis.name: axis for axis in self.axes}
+        growing = {
+            axis.name: axis for axis in self.axes if sizes[self.network.index(axis.name)]
+        }  # what is gone is gone
         curves = {name: self.curve(axis) for name, axis in growing.items()}
         while growing:
             offers = []
@@ -191,12 +195,16 @@ class Allocator(ABC):
 
     Attributes:
         needs: What it reads besides scores: ``data`` (and with it the task).
+        whole: Residual branches leave whole, and nothing else does.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    whole: ClassVar[bool] = False
 
     def allocate(self, problem: Problem) -> dict[str, tuple[int, ...]]:
         """Axis name -> ranks of the units that stay, ascending, for every axis that may be cut.
+
+        None stay of the axes of a residual branch that leaves whole, which allocators with `whole` decide.
 
         The cost of the result meets every limit from below; limits that the dense network meets change nothing.
 

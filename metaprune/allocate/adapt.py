@@ -14,6 +14,7 @@ from metaprune.errors import ConfigError
 from metaprune.graph.lockstep import watching
 from metaprune.graph.record import Op
 from metaprune.graph.verify import masked_copy
+from metaprune.task import on_calibration_data
 
 
 @ALLOCATORS.register("adapt")
@@ -95,7 +96,7 @@ def importances(problem: Problem, shares: Shares, batches: int) -> dict[str, flo
     stream = {op.index: _stream(network.layout.trace.ops, op) for ops in joins.values() for op in ops}
     assert problem.task is not None
     for batch in problem.first(batches):
-        with watching(network.layout.trace, set(stream), look):
+        with on_calibration_data(), watching(network.layout.trace, set(stream), look):
             problem.task.outputs(masked, batch)
     return {name: -float(np.mean([np.mean(seen[op.index]) for op in ops])) for name, ops in joins.items()}
 

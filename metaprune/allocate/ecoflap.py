@@ -12,6 +12,7 @@ from metaprune.allocate._paths import by_share
 from metaprune.errors import ConfigError
 from metaprune.graph import Axis
 from metaprune.modes import evaluating
+from metaprune.task import on_calibration_data
 
 
 @ALLOCATORS.register("ecoflap")
@@ -67,7 +68,7 @@ class Ecoflap(Allocator):
         names = sorted({name for name, _ in axis.bindings if name in weights and weights[name].is_floating_point()})
         generator = torch.Generator().manual_seed(problem.seed)
         total, count = 0.0, 0
-        with evaluating(problem.network.model), torch.no_grad():
+        with evaluating(problem.network.model), torch.no_grad(), on_calibration_data():
             for batch in problem.first(self.batches):
                 step = {
                     name: self.epsilon * torch.randn(weights[name].shape, generator=generator).to(weights[name])

@@ -15,6 +15,7 @@ from metaprune.allocate._paths import by_share
 from metaprune.edits import Keep
 from metaprune.errors import ConfigError
 from metaprune.plans import Plan
+from metaprune.task import on_calibration_data
 
 
 @ALLOCATORS.register("fedtiny")
@@ -75,7 +76,7 @@ def loss_of(problem: Problem, sizes: Sizes, batches: int) -> float:
         if sizes[problem.network.index(axis.name)] < axis.size
     ]
     slim = normalising_by_batch(problem.network.apply(Plan(tuple(keeps))))
-    with torch.no_grad():
+    with torch.no_grad(), on_calibration_data():
         losses = [float(problem.task.step(slim, batch)) for batch in problem.first(batches)]
     return float(np.mean(losses))
 

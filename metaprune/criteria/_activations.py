@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from metaprune.criteria._base import Calibration
-from metaprune.criteria._gradients import groups_of, on_calibration_data
+from metaprune.criteria._gradients import groups_of
 from metaprune.graph import Network
 from metaprune.graph.lockstep import watching
 from metaprune.graph.reads import Read
 from metaprune.graph.record import Op
 from metaprune.modes import evaluating
+from metaprune.task import on_calibration_data
 
 
 def judged_reads(network: Network) -> dict[str, tuple[Read, ...]]:

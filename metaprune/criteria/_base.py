@@ -11,7 +11,7 @@ from torch import Tensor
 from metaprune.errors import ConfigError, InputError
 from metaprune.graph import Network
 from metaprune.registry import Registry
-from metaprune.task import Classification, Task
+from metaprune.task import Classification, Task, require_finite
 
 Scores = dict[str, Tensor]  # axis name -> (units,), float64, not negative
 Curves = dict[str, Tensor]  # axis name -> (units + 1,), float64: predicted loss with that many units kept
@@ -68,12 +68,7 @@ class _Seen:
         assert self.calibration.batches is not None
         for batch in self.calibration.batches():
             tensors = [item for item in batch if isinstance(item, Tensor)]
-            wrong = sum(int((~item.isfinite()).sum()) for item in tensors if item.is_floating_point())
-            if wrong:
-                raise InputError(
-                    f"calibration data must be finite, but {wrong} numbers of a batch are not. Look for NaN and "
-                    "infinities in the data, or in how they are normalised."
-                )
+            require_finite(tensors)
             self.samples += len(tensors[0]) if tensors else 0
             if len(tensors) > 1 and tensors[1].ndim == 1 and not tensors[1].is_floating_point():
                 self.labels.update(tensors[1].unique().tolist())

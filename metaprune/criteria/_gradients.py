@@ -1,7 +1,6 @@
 """Gradients of the loss, one small group of samples after another."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,10 +8,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metaprune.criteria._base import Calibration
-from metaprune.errors import ConfigError, InputError, MetapruneError
+from metaprune.errors import ConfigError
 from metaprune.graph import Axis, Network
 from metaprune.modes import evaluating
-from metaprune.task import Task
+from metaprune.task import Task, on_calibration_data
 
 
 def free_weights(network: Network) -> dict[str, Tensor]:
@@ -44,24 +43,6 @@ def bound(network: Network, weights: Mapping[str, Tensor]) -> Any:
         return functional_call(network.model, dict(weights), args, kwargs)
 
     return model
-
-
-@contextmanager
-def on_calibration_data() -> Iterator[None]:
-    """Here the network runs on the calibration data.
-
-    Raises:
-        InputError: It does not.
-    """
-    try:
-        yield
-    except (MetapruneError, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise InputError(
-            f"the network must run on the calibration data, but raised {type(error).__name__}: {error}. Give data like "
-            "the example input."
-        ) from error
 
 
 def _gradients(loss: Tensor, weights: Mapping[str, Tensor], task: Task) -> dict[str, Tensor]:

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
-from metaprune.criteria._gradients import bound, free_weights, groups_of, on_calibration_data, require_gradient
+from metaprune.criteria._gradients import bound, free_weights, groups_of, require_gradient
 from metaprune.errors import ConfigError
 from metaprune.graph import Network
 from metaprune.modes import evaluating
+from metaprune.task import on_calibration_data
 
 
 @CRITERIA.register("hessian")

@@ -6,10 +6,12 @@ same real inputs and random numbers; the largest difference over the largest out
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -155,6 +157,19 @@ def _divided_by(layout: Layout) -> set[tuple[int, int]]:
         elif op.name in ("_weight_norm_interface", "_weight_norm"):
             divided.add((op.inputs[0], op.constants["dim", None]))
     return divided
+
+
+@contextmanager
+def leaving_out(layout: Layout, dropped: Sequence[Block]) -> Iterator[None]:
+    """Runs of the network in this context have zeros where the branches end; without gradients.
+
+    Raises:
+        UnsupportedModelError: The network made other calls than when it was traced.
+    """
+    kept = _KeptStatistics(layout, np.ones(len(layout.axis_of), bool), dropped)
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), kept:
+        yield
+    kept.check_complete()
 
 
 class _KeptStatistics(Lockstep):

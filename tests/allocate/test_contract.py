@@ -21,6 +21,10 @@ NETWORKS = {
 }
 
 
+WIDTHS = [name for name in ALLOCATORS if not ALLOCATORS[name].whole]
+DEPTHS = [name for name in ALLOCATORS if ALLOCATORS[name].whole]
+
+
 def scores(network: Network, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -53,7 +57,7 @@ def sizes(problem: Problem, kept: dict[str, tuple[int, ...]]) -> np.ndarray:
     return out
 
 
-@pytest.fixture(params=list(ALLOCATORS))
+@pytest.fixture(params=WIDTHS)
 def allocator(request: pytest.FixtureRequest) -> Allocator:
     return made(request.param)
 
@@ -65,7 +69,7 @@ def allocator(request: pytest.FixtureRequest) -> Allocator:
     quantity=st.sampled_from(["macs", "params", "bytes", "activations"]),
     additive=st.booleans(),
     round_to=st.sampled_from([1, 4, 8]),
-    name=st.sampled_from(list(ALLOCATORS)),
+    name=st.sampled_from(WIDTHS),
 )
 def test_every_limit_is_met_from_below(
     which: str, budget: float, quantity: str, additive: bool, round_to: int, name: str
@@ -116,7 +120,7 @@ def test_the_same_problem_has_the_same_answer(allocator: Allocator) -> None:
 
 
 @pytest.mark.parametrize("which", ["digits_cnn", "vit_tiny"])
-@pytest.mark.parametrize("name", [name for name in ALLOCATORS if name != "fedtiny"])  # it goes by the measured loss
+@pytest.mark.parametrize("name", [name for name in WIDTHS if name != "fedtiny"])  # it goes by the measured loss
 def test_more_budget_loses_no_more(name: str, which: str) -> None:
     """The predicted loss, which is the score of what leaves, does not grow with the budget."""
     losses = []
@@ -135,9 +139,37 @@ def test_what_it_needs_is_asked_for(name: str) -> None:
     asked = Problem(network, scores(network), {"macs": 0.5 * network.cost().macs})
     with pytest.raises(ConfigError, match=f"allocator '{name}' needs data"):
         made(name).allocate(asked)
-    empty = replace(asked, batches=lambda: iter([]), task=FeatureMatching(network.model))
-    with pytest.raises(InputError, match="at least one batch"):
-        made(name).allocate(empty)
+    task, x = FeatureMatching(network.model), torch.randn(4, 1, 8, 8)
+    bad = {"at least one batch": [], "must be finite": [(x / 0,)], "must run on the calibration data": [(x[:, :0],)]}
+    for rule, batches in bad.items():
+        with pytest.raises(InputError, match=rule):
+            made(name).allocate(replace(asked, batches=lambda batches=batches: iter(batches), task=task))
+
+
+@pytest.mark.parametrize("which", ["digits_cnn", "vit_tiny"])
+@pytest.mark.parametrize("name", DEPTHS)
+def test_branches_leave_whole_or_stay(name: str, which: str) -> None:
+    network, seen = NETWORKS[which], []
+    for budget in (0.95, 0.8, 0.7, 0.65):
+        asked = problem(which, budget)
+        kept = made(name).allocate(asked)
+        assert kept == made(name).allocate(asked)
+        assert network.cost(sizes(asked, kept)).macs <= asked.limits["macs"]
+        assert all(len(ranks) in (0, network.axis(axis).size) for axis, ranks in kept.items())
+        seen.append({axis for axis, ranks in kept.items() if not ranks})
+    assert all(seen)
+    whole = made(name).allocate(problem(which, 1.0))
+    assert all(len(ranks) == network.axis(axis).size for axis, ranks in whole.items())
+    several = replace(problem(which, 0.7), limits={q: 0.7 * network.cost()[q] for q in ("macs", "params")})
+    assert several.fits(sizes(several, made(name).allocate(several)))
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_too_few_branches_are_refused_with_what_can_be_reached(name: str) -> None:
+    with pytest.raises(BudgetError, match="without all 2 residual branches they are"):
+        made(name).allocate(problem("digits_cnn", 0.05, floor=0.0))
+    with pytest.raises(BudgetError, match="take an allocator of widths"):
+        made(name).allocate(problem("gru_classifier", 0.5))
 
 
 def test_an_axis_without_scores_keeps_its_units(allocator: Allocator) -> None:
