@@ -21,6 +21,7 @@ ROWS = [
     {"edits", "metanet"},
     {"criteria", "allocate"},
     {"recovery"},
+    {"gates"},
     {"metatrain"},
     {"export"},
     {"search"},

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from metaprune.errors import ConfigError
 from metaprune.graph.axes import Dim
@@ -114,6 +116,19 @@ class CostModel:
             parts_Q = self._weights_QM @ (values_M * part)
             out.append(dict(zip(QUANTITIES, (parts_Q / np.maximum(totals_Q, 1e-300)).tolist())))
         return out
+
+    def soft(self, sizes_A: Tensor, quantity: str) -> Tensor:
+        """One quantity as a differentiable function of sizes that need not be whole; branches are not dropped.
+
+        Args:
+            sizes_A: One size an axis, float, shape (axes,).
+            quantity: Name of the cost.
+        """
+        ones_A = torch.ones_like(sizes_A)
+        variables = torch.cat([sizes_A, ones_A, ones_A[:1] if len(sizes_A) else torch.ones(1)])
+        factors_DM = torch.from_numpy(self._factors_DM).to(sizes_A.device)
+        weights_M = torch.from_numpy(self._weights_QM[QUANTITIES.index(quantity)]).to(sizes_A)
+        return (variables[factors_DM].prod(dim=0) * weights_M).sum()
 
     def _evaluate(self, sizes_NA: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         return np.asarray(self._weights_QM @ self._monomials(sizes_NA))

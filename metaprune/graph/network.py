@@ -27,7 +27,7 @@ from metaprune.graph.optimizer import sliced_optimizer
 from metaprune.graph.places import Places, find_places
 from metaprune.graph.readers import Reader, find_reader
 from metaprune.graph.reads import Read, find_reads
-from metaprune.graph.record import Op, Trace, tensors_in
+from metaprune.graph.record import Op, Trace, refs_in, tensors_in
 from metaprune.graph.rehearsal import rehearsed
 from metaprune.graph.rules import find_rule
 from metaprune.graph.select import Selection, as_patterns, freeze_selected
@@ -201,6 +201,23 @@ class Network:
                 total_U = torch.zeros(axis.size, dtype=torch.float64).index_add_(0, ranks, total_N[here])
                 yield axis.name, UnitSums(binding, total_U, entries // max(dim.size, 1) * len(here) / axis.size)
 
+    def ranks_along(self, name: str, dim: int, axis: str) -> Tensor | None:
+        """The unit of an axis that each position of a parameter's dimension needs, -1 where none; None for nowhere."""
+        value = self._layout.trace.parameters[self.aliases.get(name, name)]
+        rank_N = self._layout.units_along(value.dims[dim], self.index(axis))
+        return None if rank_N is None else torch.from_numpy(rank_N)
+
+    def module_of(self, block: Block) -> tuple[str, str] | None:
+        """The modules that get what a branch reads and give what it adds, by path; None if no module gives it."""
+        trace = self._layout.trace
+        given = trace.ops[block.join].inputs[block.side]
+        gives = [call for call in trace.calls if call.path and refs_in(call.result)[:1] == [given]]
+        if not gives:
+            return None
+        end = max(gives, key=lambda call: call.stop - call.start)
+        around = f"{end.path}.".startswith(f"{block.name}.") and any(call.path == block.name for call in trace.calls)
+        return (block.name if around else end.path), end.path
+
     def reader(self, name: str) -> Reader | None:
         """How a weight reads units: along which dimension it adds up; None if it does not, or in several ways."""
         return find_reader(self._layout.trace, self.aliases.get(name, name))
@@ -309,6 +326,10 @@ class Network:
     def shares(self) -> dict[str, dict[str, float]]:
         """For every axis, the part of each cost that has the axis as a factor; those of different axes overlap."""
         return dict(zip((axis.name for axis in self.axes), self._costs.shares(), strict=True))
+
+    def soft_cost(self, sizes: Tensor, quantity: str) -> Tensor:
+        """One quantity of the cost as a differentiable function of sizes that need not be whole."""
+        return self._costs.soft(sizes, quantity)
 
     def sizes(self, plan: Plan) -> npt.NDArray[np.int64]:
         """Size of every axis once a plan is applied, shape (axes,); 0 for droppable ones that leave with a branch."""

@@ -209,6 +209,8 @@ class Training:
         context: As for the recovery.
         until: The last step of this part of the course; None for the end of the course.
         after: The part before this one, which may have trained a network of other sizes.
+        teach: Makes the lesson; None for that of the recipe.
+        course: What else decides the result, as plain JSON.
     """
 
     def __init__(
@@ -218,10 +220,14 @@ class Training:
         context: Context,
         until: int | None = None,
         after: "Training | None" = None,
+        *,
+        teach: "Callable[[nn.Module, Context], Lesson] | None" = None,
+        course: Mapping[str, Any] | None = None,
     ) -> None:
         assert context.train is not None
         self.recipe, self.context, self.train = recipe, context, context.train
-        self.config = recipe.course(model, context)
+        self.config = {**recipe.course(model, context), **(course or {})}
+        self.teach = teach or recipe.lesson
         self.batch_size = min(recipe.batch_size, len(self.train))
         self.epoch_steps = len(self.train) // self.batch_size
         self.steps = recipe.epochs * self.epoch_steps
@@ -274,7 +280,7 @@ class Training:
         return Recovered(finished, self.earlier_s, tuple(self.history), tuple(self.notes))
 
     def _prepare(self) -> None:
-        self.lesson = self.recipe.lesson(self.model, self.context)
+        self.lesson = self.teach(self.model, self.context)
         self.model = self.lesson.model.train()
         lay_out(self.model, self.layout)
         self.optimizer = self.lesson.optimizer(self.recipe)

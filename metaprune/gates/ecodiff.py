@@ -1,0 +1,194 @@
+"""EcoDiff: hard-concrete gates against the output of the whole pipeline, weights frozen, no labels."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from metaprune.budget import Budget, parse_budget
+from metaprune.errors import ConfigError
+from metaprune.gates._base import (
+    GATES,
+    Gated,
+    GatedNetwork,
+    Gating,
+    copy_of,
+    gated_axes,
+    keeps,
+    kept_within,
+    shrunk,
+)
+from metaprune.graph import Network
+from metaprune.recovery import Context
+from metaprune.recovery._training import Lesson, Trained, Training
+from metaprune.task import Batch
+
+GAMMA, ZETA, TEMPERATURE = -0.1, 1.1, 0.83  # the interval that is stretched to [0, 1], and how sharp its middle is
+
+
+@GATES.register("ecodiff")
+@dataclass(frozen=True, kw_only=True)
+class EcoDiff(Gating):
+    """Every unit j has a logit l_j and a random gate ``z = clamp(1.2 sigmoid((log u - log(1 - u) + l) / 0.83) - 0.1)``.
+
+    The gates are drawn once a step. The loss is the mean squared difference of the gated output to the dense one, over
+    the mean square of that, plus ``weight * mean |l|``; weights are frozen, and labels are not read. In the end the
+    units of the lowest logits over all axes leave until the budget is met. A pipeline that calls the network many times
+    gives its gradient by :func:`rollout_gradient` in the memory of one call.
+
+    Source: EcoDiff (Zhang et al., arXiv:2412.02852), section 3. Differs: gates are drawn once a trajectory, so that the
+    checkpointed gradient is exact; the difference has no unit.
+
+    Args:
+        weight: Of the logits' size in the loss, at least 0.
+        start: Every logit in the beginning.
+        rate: Learning rate of the logits (AdamW), above 0.
+    """
+
+    name: ClassVar[str] = "ecodiff"
+    weight: float = 0.5
+    start: float = 3.0
+    rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ConfigError(f"`0 <= weight < inf` must hold, but weight={self.weight!r}.")
+        if not 0 < self.rate < math.inf:
+            raise ConfigError(f"`0 < rate < inf` must hold, but rate={self.rate!r}.")
+
+    def prune(self, network: Network, budget: str | Budget, context: Context) -> Gated:
+        """As :class:`~metaprune.gates.Gating` says."""
+        every = {name: torch.ones(network.axis(name).size) for name in gated_axes(network)}
+        kept_within(network, every, budget, self.floor)  # refuses what cannot be reached
+        lesson: list[_Matching] = []
+
+        def teach(model: nn.Module, context: Context) -> Lesson:
+            lesson.append(_Matching(self, network, model, context))
+            return lesson[-1]
+
+        told = {"gates": self.name, **{name: getattr(self, name) for name in ("weight", "start", "rate", "floor")}}
+        training = replace(self.training, recalibrate=False)  # the dense network is the truth as it is
+        done = Training(training, copy_of(network, context), context, teach=teach, course=told).run()
+        logits = lesson[-1].gates.by_axis()
+        low = min(float(logit.min()) for logit in logits.values())
+        ranked = {name: logit - low + 1 for name, logit in logits.items()}  # all positive: the budget alone decides
+        cuts = keeps(network, kept_within(network, ranked, budget, self.floor))
+        made_by = {"gates": self.name, "budget": str(parse_budget(budget)), "seed": context.seed}
+        return shrunk(network, network.model, cuts, made_by, history=done.history, notes=done.notes)
+
+
+class HardConcrete(nn.Module):
+    """Random gates in [0, 1] that are exactly 0 or 1 with positive probability.
+
+    Args:
+        sizes: Axis name -> number of units.
+        start: Every logit in the beginning.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], start: float) -> None:
+        super().__init__()
+        self.axes = list(sizes)
+        self.logits = nn.ParameterList([nn.Parameter(torch.full((size,), start)) for size in sizes.values()])
+
+    def by_axis(self) -> dict[str, Tensor]:
+        """Axis -> logits."""
+        return {name: logits.detach() for name, logits in zip(self.axes, self.logits, strict=True)}
+
+    def forward(self) -> dict[str, Tensor]:
+        """Axis -> gate of each unit: drawn in training mode, the most likely one in evaluation mode."""
+        return {name: self._gate(logits) for name, logits in zip(self.axes, self.logits, strict=True)}
+
+    def _gate(self, logits: Tensor) -> Tensor:
+        if not self.training:
+            return ((ZETA - GAMMA) * torch.sigmoid(logits / TEMPERATURE) + GAMMA).clamp(0, 1)
+        u = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+        return hard_concrete(logits, u)
+
+
+def hard_concrete(logits: Tensor, u: Tensor) -> Tensor:
+    """The gate that a uniform number `u` in (0, 1) gives."""
+    noisy = torch.sigmoid((u.log() - (1 - u).log() + logits) / TEMPERATURE)
+    return ((ZETA - GAMMA) * noisy + GAMMA).clamp(0, 1)
+
+
+def open_probability(logits: Tensor) -> Tensor:
+    """Probability that a gate is not zero: ``sigmoid(l - 0.83 log(0.1 / 1.1))``.
+
+    >>> round(float(open_probability(torch.tensor(0.0))), 3), round(float(open_probability(torch.tensor(-5.0))), 3)
+    (0.88, 0.047)
+    """
+    return torch.sigmoid(logits - TEMPERATURE * math.log(-GAMMA / ZETA))
+
+
+class _Matching(Lesson):
+    """The dense output is to be matched by few open gates."""
+
+    def __init__(self, law: EcoDiff, network: Network, model: nn.Module, context: Context) -> None:
+        super().__init__(model, context)
+        self.law, self.plain = law, model
+        sizes = {name: network.axis(name).size for name in gated_axes(network)}
+        self.gates = HardConcrete(sizes, law.start).to(context.device)
+        self.model = GatedNetwork(network, model, self.gates, frozen=True)
+
+    def optimizer(self, recipe: Trained) -> Optimizer:
+        """AdamW over the logits alone."""
+        group = {"params": list(self.gates.parameters()), "pace": self.law.rate / recipe.lr}
+        return torch.optim.AdamW([group], self.law.rate, weight_decay=0.0)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Of a batch, a scalar."""
+        given = self.context.task.outputs(self.model, batch)
+        with torch.no_grad():
+            wanted = self.context.task.outputs(self.plain, batch)
+        distance = (given - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
+        sizes = torch.cat([logits.abs() for logits in self.gates.logits])
+        return distance + self.law.weight * sizes.mean()
+
+    def finished(self) -> nn.Module:
+        """The network as it was."""
+        return self.plain
+
+
+def rollout_gradient(
+    step: Callable[[Tensor, int, Any], Tensor],
+    start: Tensor,
+    steps: int,
+    gates: Mapping[str, Tensor],
+    loss: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss after many steps of a pipeline and its gradient by the gates, with the graph of one step in memory.
+
+    The states are computed forward without a graph and kept; backward, each step is computed again with one. Exact,
+    because the gates are the same in all of it: draw them once.
+
+    Args:
+        step: ``step(state, k, gates)`` gives the next state; deterministic.
+        start: The first state.
+        steps: Number of steps.
+        gates: Axis name -> gates, as drawn; their own graph is not entered.
+        loss: A scalar of the last state.
+
+    Returns:
+        The loss, and axis name -> its gradient by the gates.
+    """
+    leaves = {name: gate.detach().requires_grad_() for name, gate in gates.items()}
+    states = [start.detach()]
+    with torch.no_grad():
+        for k in range(steps):
+            states.append(step(states[-1], k, leaves))
+    last = states.pop().requires_grad_()
+    value = loss(last)
+    (pull,) = torch.autograd.grad(value, last)
+    total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    for k in reversed(range(steps)):
+        state = states.pop().requires_grad_()
+        out = step(state, k, leaves)
+        pull, *parts = torch.autograd.grad(out, [state, *leaves.values()], pull, allow_unused=True)
+        pull = torch.zeros_like(state) if pull is None else pull
+        for name, part in zip(total, parts, strict=True):
+            total[name] += 0 if part is None else part
+    return value.detach(), total
