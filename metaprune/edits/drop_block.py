@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class DropBlock(Edit):
     """Let a residual branch leave whole: what is left is the dense network with the output of that branch zeroed.
 
-    The addition at which the branch ends goes too. In the instance of the model's own class, the modules of the branch
-    are replaced by ones without parameters that make no call; where its code does not go along with that, the
-    network becomes a graph of its other calls. `layer_idx`, the place of a layer in the cache of a decoder, is numbered
-    anew over the layers that are left, because a cache asks its first layer how long it is.
+    The addition at which the branch ends goes too. In the instance of the model's own class the modules of the branch
+    are gone, and what the code finds in their place makes no call; where it does not go along with that, the network
+    becomes a graph of its other calls. `layer_idx`, the place of a layer in the cache of a decoder, is numbered anew
+    over the layers that are left, because a cache asks its first layer how long it is.
 
     Source: depth pruning as in LAPTOP-Diff, arXiv:2404.11098, section 3, and FinerCut, arXiv:2405.18218, whose units
     are the attention and feed-forward sub-layers.

@@ -162,7 +162,6 @@ def kept_within(
     problem = Problem(network, {name: score.detach().cpu() for name, score in scores.items()}, limits, floor=floor)
     least = dict(zip((axis.name for axis in network.axes), problem.smallest.tolist(), strict=True))
     order: list[tuple[float, str, int]] = []  # what may leave, lowest score first
-    closed = 0
     for name, score in problem.scores.items():
         ranked = torch.argsort(score, stable=True).tolist()
         order += [(float(score[rank]), name, rank) for rank in ranked[: len(ranked) - least[name]]]

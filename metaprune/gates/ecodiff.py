@@ -50,7 +50,7 @@ class EcoDiff(Gating):
     """
 
     name: ClassVar[str] = "ecodiff"
-    weight: float = 0.5
+    weight: float = 0.2
     start: float = 3.0
     rate: float = 0.1
 

@@ -1,4 +1,4 @@
-"""What stands where a residual branch has left: a module without parameters, whose result adds nothing."""
+"""What stands where a residual branch has left: something to call whose result adds nothing."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -48,8 +48,25 @@ class Nothing:
     __rmul__ = __truediv__ = __mul__
 
 
+class Absent:
+    """Stands where a module was whose residual branch has left, as a plain attribute: there is no such module any more.
+
+    Args:
+        result: What the module returned, with :class:`Nothing` for its tensors.
+    """
+
+    __slots__ = ("result",)
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Whatever it gets, nothing."""
+        return self.result
+
+
 class Dropped(nn.Module):
-    """Stands where a module was whose residual branch has left.
+    """The same as an entry of a container, where a module must be.
 
     Args:
         result: What the module returned, with :class:`Nothing` for its tensors.
@@ -65,11 +82,14 @@ class Dropped(nn.Module):
 
 
 def put_in_place(module: nn.Module, path: str, result: Any) -> None:
-    """Replace the module at `path` by one that is not there; `result` is what it returned, tensors as ``Ref``."""
-    parent, _, name = path.rpartition(".")
-    stand_in = Dropped(_nothing_in(result))
-    stand_in.training = module.training
-    setattr(module.get_submodule(parent), name, stand_in)
+    """Take the module at `path` out; `result` is what it returned, tensors as ``Ref``."""
+    way, _, name = path.rpartition(".")
+    parent = module.get_submodule(way)
+    if isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        parent._modules[name] = Dropped(_nothing_in(result)).train(parent.training)
+        return
+    del parent._modules[name]
+    vars(parent)[name] = Absent(_nothing_in(result))
 
 
 def _nothing_in(item: Any) -> Any:

@@ -78,6 +78,8 @@ def test_what_is_left_is_the_dense_network_with_the_output_of_the_branch_zeroed(
                 made.module(net.example_inputs), zeroed(net.model, ends(net, [block.name]), net.example_inputs)
             )
         assert net.verify(plan, slim=made.module).passed(SHARE)
+        gone = {name.rpartition(".")[0] for name in block.parameters}
+        assert not gone & {path for path, _ in made.module.named_modules()}
         left = made.module.state_dict()
         assert not set(block.parameters) & set(left)
         assert set(left) | set(block.parameters) >= {n for n in net.model.state_dict() if not n.endswith("tracked")}
