@@ -25,7 +25,7 @@ def list_(
         str | None,
         typer.Argument(
             metavar="[KIND]",
-            help="models, datasets, metanets, criteria, allocators, recoveries, edits, tasks or configs. [all]",
+            help="models, datasets, metanets, criteria, allocators, recoveries, edits, gates, tasks or configs. [all]",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -112,6 +112,12 @@ def _edits() -> Mapping[str, str]:
     return _described(EDITS)
 
 
+def _gates() -> Mapping[str, str]:
+    from metaprune.gates import GATES
+
+    return _described(GATES)
+
+
 def _tasks() -> Mapping[str, str]:
     from metaprune.task import TASKS, FeatureMatching
 
@@ -133,6 +139,7 @@ KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
     "allocators": _allocators,
     "recoveries": _recoveries,
     "edits": _edits,
+    "gates": _gates,
     "tasks": _tasks,
     "configs": _configs,
 }

@@ -23,7 +23,7 @@ class DropBlock(Edit):
     becomes a graph of its other calls. `layer_idx`, the place of a layer in the cache of a decoder, is numbered anew
     over the layers that are left, because a cache asks its first layer how long it is.
 
-    Source: depth pruning as in LAPTOP-Diff, arXiv:2404.11098, section 3, and FinerCut, arXiv:2405.18218, whose units
+    Source: depth pruning as in LAPTOP-Diff, arXiv:2404.11098, and FinerCut, arXiv:2405.18218, whose units
     are the attention and feed-forward sub-layers.
 
     Args:

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 @EDITS.register("mask")
 @dataclass(frozen=True, eq=False)
 class Mask(Edit):
-    """Set single entries of a weight to zero. The mask is part of the plan, so a zero that was learnt is none of its.
+    """Set single entries of a weight to zero: any of them, or N of every M.
+
+    The mask is part of the plan, so a zero that was learnt is none of its.
 
     A pattern ``"2:4"`` promises that of every 4 entries side by side along the dimension that is added up (the input of
     a layer, wherever that lies in its weight), 2 stay. :func:`unstructured` and :func:`n_of_m` make masks.
 
     Source: Han et al., Learning both Weights and Connections, arXiv:1506.02626; for N:M, Mishra et al., Accelerating
-    Sparse Deep Neural Networks, arXiv:2104.08378, section 3.
+    Sparse Deep Neural Networks, arXiv:2104.08378.
 
     Args:
         name: The weight, by its name in the state dict.

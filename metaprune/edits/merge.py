@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 @EDITS.register("merge")
 @dataclass(frozen=True, eq=False)
 class Merge(Edit):
-    """Add the mean of the inputs that a plan removes from a weight, times their weights, to the bias of the layer.
+    """The mean of the inputs that a plan removes from a layer, times their weights, goes into its bias.
 
     Whatever units the other edits of the plan remove, the mean of the layer's output over the samples that `mean` was
     taken from stays what it was (for a convolution that pads with zeros: away from the border). Where the layer has no
     bias but is read by a BatchNorm alone, the running mean of that takes it.
 
-    Source: FLAP (An et al., Fluctuation-based Adaptive Structured Pruning, arXiv:2312.11983, section 3.3).
+    Source: FLAP (An et al., Fluctuation-based Adaptive Structured Pruning, arXiv:2312.11983).
 
     Args:
         weight: The weight that reads, by its name in the state dict.

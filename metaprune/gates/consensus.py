@@ -21,7 +21,9 @@ from metaprune.task import Batch
 @GATES.register("consensus")
 @dataclass(frozen=True, kw_only=True)
 class Consensus(Gating):
-    """Residual branch k runs for a sample where ``g_k(x) = [sigmoid(fc2(relu(fc1(mean of x)))) > 0.5]``, x its input.
+    """Every sample opens or closes each residual branch, until all agree; closed ones leave.
+
+    Branch k runs for a sample where ``g_k(x) = [sigmoid(fc2(relu(fc1(mean of x)))) > 0.5]``, x its input.
 
     With ``b_k`` the mean of g_k over a batch, the loss is that of the task plus ``polarise * mean_k b_k (1 - b_k)`` and
     ``activate * (sum_k b_k F_k / sum_k F_k - R)^2``, F_k the cost of a branch and R what the budget leaves for them.
@@ -29,7 +31,7 @@ class Consensus(Gating):
     open if it was for more than half of the late samples, fewer (of the lowest mean probability first) if the budget
     asks for it. Training goes on with that, and in the end closed branches leave. One pass, no fine-tuning.
 
-    Source: Fu et al., arXiv:2302.10798 (consensus sub-networks by polarisation), layer variant. The heads and weights
+    Source: Zhi et al., Learning a Consensus Sub-Network, arXiv:2302.10798, layer variant. The heads and weights
     of the terms are a reconstruction; the cost is squared against a target instead of minimised.
 
     Args:

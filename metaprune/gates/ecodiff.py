@@ -33,14 +33,16 @@ GAMMA, ZETA, TEMPERATURE = -0.1, 1.1, 0.83  # the interval that is stretched to 
 @GATES.register("ecodiff")
 @dataclass(frozen=True, kw_only=True)
 class EcoDiff(Gating):
-    """Every unit j has a logit l_j and a random gate ``z = clamp(1.2 sigmoid((log u - log(1 - u) + l) / 0.83) - 0.1)``.
+    """Random gates learn which units the output needs; weights stay, and labels are not read.
+
+    Every unit j has a logit l_j and a random gate ``z = clamp(1.2 sigmoid((log u - log(1 - u) + l) / 0.83) - 0.1)``.
 
     The gates are drawn once a step. The loss is the mean squared difference of the gated output to the dense one, over
     the mean square of that, plus ``weight * mean |l|``; weights are frozen, and labels are not read. In the end the
     units of the lowest logits over all axes leave until the budget is met. A pipeline that calls the network many times
     gives its gradient by :func:`rollout_gradient` in the memory of one call.
 
-    Source: EcoDiff (Zhang et al., arXiv:2412.02852), section 3. Differs: gates are drawn once a trajectory, so that the
+    Source: EcoDiff (Zhang et al., arXiv:2412.02852). Differs: gates are drawn once a trajectory, so that the
     checkpointed gradient is exact; the difference has no unit.
 
     Args:

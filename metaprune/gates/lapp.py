@@ -31,7 +31,9 @@ from metaprune.task import Batch
 @GATES.register("lapp")
 @dataclass(frozen=True, kw_only=True)
 class Lapp(Gating):
-    """Every axis a learns a threshold t_a; unit j stays where ``s_aj = ||W_aj||_1 / mean_j ||W_aj||_1`` exceeds it.
+    """Every axis learns a threshold under a budget, together with the weights, from scratch.
+
+    With t_a the threshold of axis a, unit j stays where ``s_aj = ||W_aj||_1 / mean_j ||W_aj||_1`` exceeds it.
 
     Forward the gate is ``[s > t]``, backward its derivative is that of ``sigmoid(sharpness (s - t))``. The loss is that
     of the task plus ``weight * sum_q relu(F_q / F_q0 - R_q)^2`` for the cost F of the units that are open and every

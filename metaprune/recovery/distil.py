@@ -17,13 +17,14 @@ from metaprune.task import Batch
 @RECOVERIES.register("distil")
 @dataclass(frozen=True, kw_only=True)
 class Distil(Trained):
-    """``(1 - distil) * task + distil * logits + features * sum_l alpha_l ||T_l - S_l||^2`` over layers l.
+    """Train with the dense network as the teacher: its logits, and what its layers give on the way.
 
+    The loss is ``(1 - distil) * task + distil * logits + features * sum_l alpha_l ||T_l - S_l||^2`` over layers l.
     `T_l` and `S_l` are what layer l gives in the dense and in the cut network. With `alpha_l = 1 / (L ||T_l||^2)` every
     one of L layers weighs the same, however large its features are. The course is that of
     :class:`~metaprune.recovery._training.Trained`, with all its options.
 
-    Source: LAPTOP-Diff (Zhang et al., arXiv:2404.11098), section 3.3, normalised feature distillation; Hinton et al.,
+    Source: LAPTOP-Diff (Zhang et al., arXiv:2404.11098), normalised feature distillation; Hinton et al.,
     arXiv:1503.02531, for the logits. Differs: the common factor ``mean_l ||T_l||^2`` of the weights is left out, so
     that the loss has no unit and does not change when a layer is rescaled in both networks.
 

@@ -27,7 +27,7 @@ class Gradual(Trained):
     network and the plan, it is plain training. The course is that of
     :class:`~metaprune.recovery._training.Trained`, with all its options.
 
-    Source: Adapt-Pruner (arXiv:2502.03460), section 3.3, interleaved pruning and training, for ``linear``; Zhu and
+    Source: Adapt-Pruner (arXiv:2502.03460), interleaved pruning and training, for ``linear``; Zhu and
     Gupta, arXiv:1710.01878, equation 1, for ``cubic``. Differs from the first: the plan says where the cuts go.
 
     Args:

@@ -16,7 +16,7 @@ from metaprune.recovery._training import Lesson, Trained, grown, keep_masks
 @RECOVERIES.register("iterative_magnitude")
 @dataclass(frozen=True, kw_only=True)
 class IterativeMagnitude(Trained):
-    """In `rounds` rounds, the smallest weights of all layers together become zero and stay so; training heals between.
+    """The smallest weights of all layers together become zero in rounds and stay so; training heals between.
 
     Exactly ``floor(share * entries)`` entries of all parameters of two dimensions or more that may change are zeroed in
     the end; of equal ones the first. The round of a step is known from the step alone, and the masks are part of the

@@ -26,7 +26,7 @@ class Perp(Trained):
     plan. So the network starts as it is, what is masked stays zero whatever is learnt, and merging is the sum itself,
     exactly. AdamW; the rest of the course is that of :class:`~metaprune.recovery._training.Trained`.
 
-    Source: PERP (Zimmer et al., Rethinking the Pruning-Retraining Paradigm, arXiv:2312.15230), section 3, MaskLoRA.
+    Source: PERP (Zimmer et al., Rethinking the Pruning-Retraining Paradigm, arXiv:2312.15230), MaskLoRA.
     Differs: the mask is the plan's, never guessed from zeros; a cosine instead of a linear decay.
 
     Args:

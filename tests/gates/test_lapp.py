@@ -111,4 +111,4 @@ def test_bad_options(options):
 def test_tasks_get_the_gated_network_as_a_function(network, context):
     lesson = _Learning(Lapp(training=COURSE), network, "macs=0.5", copy.deepcopy(network.model), context)
     batch = next(context.train.batches(4))
-    assert float(Classification().step(lesson.model, batch)) > 0
+    assert float(Classification().step(lesson.model, batch).detach()) > 0
