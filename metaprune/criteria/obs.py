@@ -30,8 +30,11 @@ from metaprune.graph.linear_calls import LinearCall, damped_factor, linear_calls
 from metaprune.graph.record import tensors_in
 from metaprune.graph.stepping import Pending, side_by_side
 from metaprune.graph.twin import named_tensors
+<<<<<<< HEAD
 from metaprune.measure import distortion
 from metaprune.task import on_calibration_data
+=======
+>>>>>>> 8d995ce (reconstruct lets go of what a ReLU cuts off; obs scales curves by the error of the scores, which is steadier than their divergence)
 
 
 @CRITERIA.register("obs")
@@ -39,11 +42,14 @@ from metaprune.task import on_calibration_data
 class Obs(Criterion):
     """Remove the unit whose loss is least when the weights of all others are solved for anew, again and again.
 
-    The loss of a unit is the squared error that its absence leaves in what its consumers give, relative to the variance
-    of that, added up over consumers. The sum over removals is the exact error of every number of units kept; this curve
-    is scaled by what pruning the axis alone, its consumers solved for anew, does to the output of the network. It is
-    made for the recovery ``reconstruct``, which solves for the same weights. Axes that no layer with a weight of its
-    own reads (queries and keys, recurrent states) are left out, and kept.
+    The loss of a unit is the squared error that its absence leaves in what its consumers give (behind a BatchNorm),
+    relative to the variance of that, added up over consumers. The sum over removals is the exact error of every number
+    of units kept. This curve is scaled by what pruning the axis alone, its consumers solved for anew, does to the
+    output of the network: the squared error over the square, for classifiers up to a number that all classes share.
+    That is smoother than the divergence of probabilities, which saturates and hangs on few samples.
+
+    It is made for the recovery ``reconstruct``, which solves for the same weights. Axes that no layer with a weight of
+    its own reads (queries and keys, recurrent states) are left out, and kept.
 
     Source: Hassibi and Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, NIPS 1992, equation
     5, for blocks of columns as in Kurtic et al., ZipLM, NeurIPS 2023, arXiv:2302.04089, equation 4.
@@ -62,9 +68,9 @@ class Obs(Criterion):
     additive: ClassVar[bool] = True
     together: ClassVar[bool] = True
     samples: int = 512
-    rows: int = 65536
+    rows: int = 16384
     ridge: float = 1e-3
-    measured: int = 128
+    measured: int = 256
     shares: tuple[float, ...] = (0.5,)
     steps: int = 256
 
@@ -238,13 +244,19 @@ class _Runs:
         return [tensors_in(self.forward(batch))[0] for batch in self.batches(samples)] if samples else []
 
     def distortion(self, wanted: Sequence[Tensor], healed: Sequence["_Healed"], left: int) -> float:
-        """Of the output, when consumers have the weights that they had when so many units were left."""
+        """Relative squared error of the output with the weights that consumers had when so many units were left."""
         for one in healed:
             one.put(left)
         seen = self.outputs(sum(map(len, wanted)))
         for one in healed:
             one.put_back()
-        return sum(map(distortion, wanted, seen)) / len(wanted)
+        lost = sum(float(_centred(after - before).square().sum()) for before, after in zip(wanted, seen, strict=True))
+        return lost / max(sum(float(_centred(before).square().sum()) for before in wanted), 1e-300)
+
+
+def _centred(output: Tensor) -> Tensor:
+    """Scores of classes (n, classes) from their mean, which means nothing; other outputs as they are."""
+    return output - output.mean(1, keepdim=True) if output.ndim == 2 and output.shape[1] > 1 else output
 
 
 class _Healed:
@@ -257,12 +269,14 @@ class _Healed:
         self.before = self.weight.clone(), None if self.intercept is None else self.intercept.clone()
         self.matrix_GDO = self.call.matrix(self.before[0], len(moments.square_GDD)).double()
         h_GDD = moments.covariance(centred=self.intercept is not None)
-        variance = float((self.matrix_GDO * (h_GDD @ self.matrix_GDO)).sum().clamp_min(1e-300))
+        through_C = self.call.norm.scale(own).double() if self.call.norm else self.matrix_GDO.new_ones(1)
+        weight_GO = through_C.square().expand(self.matrix_GDO[:, 0].numel()).reshape(len(h_GDD), -1)
+        variance = float((weight_GO[:, None] * self.matrix_GDO * (h_GDD @ self.matrix_GDO)).sum().clamp_min(1e-300))
         units_GC = consumer.unit_C.reshape(len(h_GDD), -1)
         kernel = h_GDD.shape[1] // units_GC.shape[1]
         self.blocks = [
-            Block(h_DD, w_DO, np.repeat(unit_C, kernel), ridge, 1 / variance)
-            for h_DD, w_DO, unit_C in zip(h_GDD, self.matrix_GDO, units_GC)
+            Block(h_DD, w_DO, np.repeat(unit_C, kernel), ridge, weight_O / variance)
+            for h_DD, w_DO, unit_C, weight_O in zip(h_GDD, self.matrix_GDO, units_GC, weight_GO)
             if (unit_C >= 0).any()
         ]
         self.groups = [g for g, unit_C in enumerate(units_GC) if (unit_C >= 0).any()]
@@ -292,20 +306,20 @@ class Block:
         w_DO: Its weights.
         unit_D: The unit of each input, -1 for those that stay.
         ridge: Relative to the mean of the diagonal of `h_DD`.
-        scale: Losses are multiplied by this.
+        weight_O: What squared errors of the outputs are multiplied by.
 
     Attributes:
         seen: Weights (D, O) as they were at chosen numbers of units left.
     """
 
-    def __init__(self, h_DD: Tensor, w_DO: Tensor, unit_D: Labels, ridge: float, scale: float) -> None:
+    def __init__(self, h_DD: Tensor, w_DO: Tensor, unit_D: Labels, ridge: float, weight_O: Tensor) -> None:
         order = np.argsort(np.where(unit_D < 0, len(unit_D), unit_D), kind="stable")  # unit by unit, then the rest
         self.units = np.unique(unit_D[unit_D >= 0])
         self.width = int((unit_D >= 0).sum()) // len(self.units)
         self.columns = torch.from_numpy(order)
         self.w_DO = w_DO[self.columns]
         self.p_DD = torch.cholesky_inverse(damped_factor(h_DD[self.columns][:, self.columns][None], ridge)[0])
-        self.shape, self.scale = w_DO.shape, scale
+        self.shape, self.weight_O = w_DO.shape, weight_O
         self.seen: dict[int, Tensor] = {}
 
     def losses(self) -> Tensor:
@@ -313,7 +327,7 @@ class Block:
         n, b = len(self.units), self.width
         p_Ubb = self.p_DD[: n * b, : n * b].reshape(n, b, n, b).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         w_UbO = self.w_DO[: n * b].reshape(n, b, -1)
-        return self.scale * (w_UbO * torch.linalg.solve(p_Ubb, w_UbO)).sum((1, 2))
+        return (w_UbO * torch.linalg.solve(p_Ubb, w_UbO) * self.weight_O).sum((1, 2))
 
     def remove(self, leaving: Sequence[int]) -> float:
         """Let units leave together; what that adds."""
@@ -328,7 +342,7 @@ class Block:
         self.w_DO = self.w_DO[stay] - p_gD.T @ solved[:, :o]
         self.p_DD = self.p_DD[stay][:, stay] - p_gD.T @ solved[:, o:]
         self.columns, self.units = self.columns[stay], np.delete(self.units, gone)
-        return self.scale * float((w_gO * solved[:, :o]).sum())
+        return float((w_gO * solved[:, :o] * self.weight_O).sum())
 
     def remember(self, left: int) -> None:
         """Keep the weights as they are now."""

@@ -29,6 +29,30 @@ _ARGUMENTS = {  # input, weight and bias of each, by the names of the schema
 
 
 @dataclass(frozen=True, eq=False)
+class Norm:
+    """A BatchNorm with running statistics, by the names of its tensors.
+
+    Attributes:
+        op: The call.
+        mean: Its running mean.
+        var: Its running variance.
+        weight: Its weight, or empty.
+        eps: What is added to the variance.
+    """
+
+    op: Op
+    mean: str
+    var: str
+    weight: str
+    eps: float
+
+    def scale(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What it multiplies each channel by, shape (C,)."""
+        scale_C = (tensors[self.var].detach() + self.eps).rsqrt()
+        return scale_C * tensors[self.weight].detach() if self.weight else scale_C
+
+
+@dataclass(frozen=True, eq=False)
 class LinearCall:
     """One call ``y = x W + b`` whose weight is a parameter that nothing else reads.
 
@@ -46,7 +70,7 @@ class LinearCall:
     op: Op
     weight: str
     bias: str
-    norm: Op | None
+    norm: Norm | None
     intercept: str
     x: Value
     y: Value
@@ -145,8 +169,8 @@ def linear_calls(layout: Layout) -> Iterator[LinearCall]:
         if len(trace.values[weight.number].dims) != rank or len(value.dims) != len(y.dims) or not _plain(op):
             continue
         named = own.get(bias.number, "") if isinstance(bias, Ref) else ""
-        norm, mean = _norm(readers[y.index], names)
-        yield LinearCall(op, own[weight.number], named, norm, mean or named, value, y)
+        norm = _norm(readers[y.index], names)
+        yield LinearCall(op, own[weight.number], named, norm, norm.mean if norm else named, value, y)
 
 
 Reader = tuple[Op, str]  # a call, and as which argument it reads a value
@@ -164,13 +188,14 @@ def find_readers(trace: Trace) -> dict[int, list[Reader]]:
     return readers
 
 
-def _norm(readers: list[Reader], names: Mapping[int, str]) -> tuple[Op | None, str]:
-    """The BatchNorm that alone reads a value, and the name of its running mean."""
+def _norm(readers: list[Reader], names: Mapping[int, str]) -> Norm | None:
+    """The BatchNorm that alone reads a value."""
     if len(readers) != 1 or readers[0][0].name != "batch_norm" or readers[0][1] != "input":
-        return None, ""
+        return None
     op = readers[0][0]
-    mean = op.arguments["running_mean"]
-    return (op, names[mean.number]) if isinstance(mean, Ref) and mean.number in names else (None, "")
+    refs = [op.arguments[name] for name in ("running_mean", "running_var", "weight")]
+    mean, var, weight = (names.get(ref.number, "") if isinstance(ref, Ref) else "" for ref in refs)
+    return Norm(op, mean, var, weight, float(op.constants["eps", None])) if mean and var else None
 
 
 def _plain(op: Op) -> bool:

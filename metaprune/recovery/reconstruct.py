@@ -12,7 +12,7 @@ Legend of the tensor suffixes: as in :mod:`metaprune.graph.linear_calls`.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from metaprune.graph import Network, trace
 from metaprune.graph.axes import Alive
 from metaprune.graph.layout import Layout
 from metaprune.graph.linear_calls import LinearCall, Reader, damped_factor, find_readers, linear_calls
-from metaprune.graph.record import Op, Ref
+from metaprune.graph.record import Op, Ref, Value
 from metaprune.graph.stepping import Pending, Steps, side_by_side
 from metaprune.graph.twin import named_tensors
 from metaprune.plans import Plan
@@ -32,6 +32,7 @@ from metaprune.recovery._base import RECOVERIES, Context, Recovered, Recovery, o
 from metaprune.task import Batch
 
 _SMALLEST = 1e-3  # scale of a BatchNorm channel relative to the largest; what goes through less is not made up for
+_ADD, _RELU = ("add", "add_"), ("relu", "relu_")
 _UNCHANGED = 1e-10  # mean square of what a layer lacks, relative to that of what it should give
 
 
@@ -43,33 +44,37 @@ class Reconstruct(Recovery):
     One pass from input to output. Each convolution (also grouped), linear layer or matrix product with a weight of its
     own gets new weights by ridge least squares from what it reads in the cut network, whose layers before it are healed
     already. Where the result is added to something (a residual stream), the target makes up for what that has lost so
-    far. The ridge draws towards the present weights, so that a network that lacks nothing stays as it is. Biases take
-    the means; without a bias, a BatchNorm after the layer does.
+    far; where a ReLU follows, further fits let go of what is negative in both networks. The ridge draws towards the
+    present weights, so that a network that lacks nothing stays as it is. Biases take the means; without a bias, a
+    BatchNorm after the layer does.
 
     All batches go forward side by side through the dense and the cut network, so that each is run once. Memory: what
     the calibration samples keep alive in both networks at one place.
 
     Source: He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, arXiv:1707.06168 (least
-    squares from the pruned input); Meng et al., OSSCAR, ICML 2024, arXiv:2403.12983 (whole layers in closed form).
+    squares from the pruned input); Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016,
+    arXiv:1505.06798 (what a ReLU cuts off); Meng et al., OSSCAR, ICML 2024, arXiv:2403.12983 (layers in closed form).
     With ``only_bias`` it is An et al., FLAP, AAAI 2024, arXiv:2312.11983, equation 9, on the healed prefix.
 
     Args:
         samples: Calibration samples, at least 1; whole batches are taken until there are so many.
         ridge: Strength of the ridge relative to the mean square of the inputs, above 0.
         rows: Most samples x places of a layer that are looked at, at least 1.
+        relaxed: Further fits of a layer before a ReLU, in which what the ReLU makes zero may be anything negative.
         only_bias: Change no weights, only biases.
     """
 
     name: ClassVar[str] = "reconstruct"
     samples: int = 512
     ridge: float = 1e-3
-    rows: int = 65536
+    rows: int = 32768
+    relaxed: int = 2
     only_bias: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("samples", "rows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"`{name} >= 1` must hold, but {name}={getattr(self, name)}.")
+        for name, least in (("samples", 1), ("rows", 1), ("relaxed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"`{name} >= {least}` must hold, but {name}={getattr(self, name)}.")
         if not self.ridge > 0:
             raise ConfigError(f"`ridge > 0` must hold, but ridge={self.ridge}. 1e-3 is a good start.")
 
@@ -113,18 +118,19 @@ class Reconstruct(Recovery):
         return batches
 
     def _heal(self, fit: "Fit", pairs: "Sequence[_Pair]", seed: int) -> None:
-        sums = _Sums(centred=fit.intercept is not None)
         generator = torch.Generator().manual_seed(seed + fit.call.op.index)
         for pair in pairs:
-            wanted = pair.go_to(fit)
-            lacks = fit.lacks(pair, wanted)
-            count = fit.call.count(lacks)
-            chosen = torch.randperm(count, generator=generator)[: max(1, self.rows // len(pairs))].to(lacks.device)
-            sums.add(*fit.rows(pair, lacks, chosen if len(chosen) < count else None), float(wanted.square().mean()))
-        if not sums.unchanged:
-            fit.change(*sums.solved(self.ridge, self.only_bias))
-        for pair in pairs:
-            fit.make_again(pair)
+            pair.go_to(fit, self.rows // len(pairs), generator)
+        sums = _Sums(centred=fit.intercept is not None)
+        for turn in range(1 + (self.relaxed if fit.rectified else 0)):
+            sums.start()
+            for pair in pairs:
+                sums.add(*pair.rows(fit, relaxed=turn > 0))
+            if sums.unchanged:
+                break
+            fit.change(*sums.solved(self.ridge, self.only_bias or not fit.weight.requires_grad))
+            for pair in pairs:
+                pair.make_again(fit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,69 +139,42 @@ class Fit:
 
     Attributes:
         call: The layer.
-        join: The addition of its result, behind the BatchNorm, to something else, and as which argument; or None.
+        stop: Where all is known that the fit is made from, and nothing else has read its result: an addition or a ReLU
+            behind the layer (and its BatchNorm), or the layer itself.
+        operand: The argument of `stop` that comes from the layer; empty for the layer itself.
+        rectified: Of what `stop` is about, only the positive part is read.
         weight: Of the cut network.
         intercept: Its bias, or the running mean of the BatchNorm after it; None where there is neither.
+        inverse: What a change behind the BatchNorm is before it, by channel; None without one.
         kept: Dimensions of the result that are cut, and which positions are left.
     """
 
     call: LinearCall
-    join: Reader | None
+    stop: Op
+    operand: str
+    rectified: bool
     weight: Tensor
     intercept: Tensor | None
+    inverse: Tensor | None
     kept: tuple[tuple[int, Tensor], ...]
 
     @property
-    def stop(self) -> Op:
-        """Where all is known that the fit is made from, and nothing has read its result."""
-        return self.join[0] if self.join else self.call.op
+    def joins(self) -> bool:
+        """The result is added to something."""
+        return self.stop.name in _ADD
 
-    def lacks(self, pair: "_Pair", wanted: Tensor) -> Tensor:
-        """What the result of the layer lacks, in its shape."""
+    def left(self, tensor: Tensor) -> Tensor:
+        """What is left of something in the shape of the dense result."""
         for dim, positions in self.kept:
-            wanted = wanted.index_select(dim, positions.to(wanted.device))
-        if self.join is None:
-            return wanted - pair.calls[self.call.op.index].make()
-        lacks = wanted - sum(pair.operands(self))
-        return (
-            lacks
-            if self.call.norm is None
-            else lacks * _inverse_scale(pair.calls[self.call.norm.index].arguments, lacks.ndim)
-        )
-
-    def rows(self, pair: "_Pair", lacks: Tensor, chosen: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the layer reads (G, B, D), and what it lacks (G, B, O)."""
-        arguments = pair.calls[self.call.op.index].arguments
-        return self.call.rows(arguments, chosen), self.call.outputs(lacks, int(arguments.get("groups", 1)), chosen)
+            tensor = tensor.index_select(dim, positions.to(tensor.device))
+        return tensor
 
     def change(self, weight_GDO: Tensor, shift_GO: Tensor) -> None:
         """Add to weight and intercept."""
-        if self.weight.requires_grad:
-            self.weight.data += self.call.weight_of(weight_GDO, self.weight.shape).to(self.weight.dtype)
+        self.weight.data += self.call.weight_of(weight_GDO, self.weight.shape).to(self.weight.dtype)
         if self.intercept is not None:
             sign = -1 if self.call.norm is not None else 1
             self.intercept.data += sign * shift_GO.flatten().to(self.intercept.dtype)
-
-    def make_again(self, pair: "_Pair") -> None:
-        """Put the result with the new weights where it is about to be added."""
-        call = pair.calls.pop(self.call.op.index)
-        if self.join is None:
-            return
-        out = call.make()
-        if self.call.norm is not None:
-            out = pair.calls.pop(self.call.norm.index).make(input=out)
-        assert pair.slim.pending is not None
-        pair.slim.pending.arguments[self.join[1]].copy_(out)
-
-
-def _inverse_scale(arguments: dict[str, Any], ndim: int) -> Tensor:
-    """What a change after a BatchNorm is before it, by channel; 0 for channels that it lets almost nothing through."""
-    scale_C = (arguments["running_var"] + arguments["eps"]).rsqrt()
-    if arguments["weight"] is not None:
-        scale_C = scale_C * arguments["weight"]
-    through_C = scale_C.abs() > _SMALLEST * scale_C.abs().max()
-    inverse_C = torch.where(through_C, 1 / torch.where(through_C, scale_C, 1), 0)
-    return inverse_C.view(1, -1, *[1] * (ndim - 2))
 
 
 class _Pair:
@@ -203,31 +182,67 @@ class _Pair:
 
     def __init__(self, dense: Steps, slim: Steps, fits: Sequence[Fit]) -> None:
         self.dense, self.slim = dense, slim
-        self.calls: dict[int, Pending] = {}
-        late = [fit for fit in fits if fit.join]
-        self._late = {op.index for fit in late for op in (fit.call.op, fit.call.norm) if op is not None}
+        self._calls: dict[int, Pending] = {}
+        late = [fit for fit in fits if fit.operand]
+        self._late = {fit.call.op.index for fit in late} | {fit.call.norm.op.index for fit in late if fit.call.norm}
 
-    def go_to(self, fit: Fit) -> Tensor:
-        """Go on to where a fit is made; what the dense network has there."""
+    def go_to(self, fit: Fit, rows: int, generator: torch.Generator) -> None:
+        """Go on to where a fit is made, and choose the rows that are looked at."""
         self.slim.run_until(fit.stop, self._watch)
-        assert self.slim.pending is not None
-        if fit.join is None:
-            self.calls[fit.call.op.index] = self.slim.pending
         self.dense.run_until(fit.stop)
-        assert self.dense.pending is not None
-        wanted: Tensor = self.dense.pending.make()
-        self.dense.answer(wanted)
-        return wanted
+        if not fit.operand:
+            self._calls[fit.call.op.index] = self._at(self.slim)
+        self.wanted = fit.left(self._result(fit, self.dense))
+        count = fit.call.count(self.wanted)
+        chosen = torch.randperm(count, generator=generator)[: max(1, rows)].to(self.wanted.device)
+        self.chosen = chosen if len(chosen) < count else None
 
-    def operands(self, fit: Fit) -> tuple[Tensor, Tensor]:
-        """The two tensors that are about to be added in the cut network."""
-        assert self.slim.pending is not None
-        arguments = self.slim.pending.arguments
-        return arguments["self"], arguments["other"]
+    def rows(self, fit: Fit, relaxed: bool) -> tuple[Tensor, Tensor, float]:
+        """What the layer reads (G, B, D), what its result lacks (G, B, O), and the mean square of what it should be.
+
+        Args:
+            fit: The layer.
+            relaxed: What a ReLU makes zero may have any value that is not positive.
+        """
+        present, wanted = self._result(fit, self.slim), self.wanted
+        lacks = (torch.where(wanted > 0, wanted, present.clamp_max(0)) if relaxed else wanted) - present
+        arguments = self._calls[fit.call.op.index].arguments
+        if fit.operand and fit.inverse is not None:
+            lacks = lacks * fit.inverse.view(1, -1, *[1] * fit.call.spatial)
+        r_GBO = fit.call.outputs(lacks, int(arguments.get("groups", 1)), self.chosen)
+        return fit.call.rows(arguments, self.chosen), r_GBO, float(wanted.square().mean())
+
+    def make_again(self, fit: Fit) -> None:
+        """Put the result with the new weights where it is about to be read."""
+        if not fit.operand:
+            return
+        out = self._calls[fit.call.op.index].make()
+        if fit.call.norm is not None:
+            out = self._calls[fit.call.norm.op.index].make(input=out)
+        self._at(self.slim).arguments[fit.operand].copy_(out)
+
+    def _result(self, fit: Fit, steps: Steps) -> Tensor:
+        """What a fit is about, as a network has it: the sum, what the ReLU reads, or what the layer gives."""
+        pending = self._at(steps)
+        if fit.joins:
+            return pending.arguments["self"] + pending.arguments["other"]
+        result: Tensor = pending.arguments[fit.operand] if fit.operand else pending.make()
+        return result
+
+    @staticmethod
+    def _at(steps: Steps) -> Pending:
+        assert steps.pending is not None
+        return steps.pending
 
     def _watch(self, call: Pending, out: Any) -> None:
         if call.op is not None and call.op.index in self._late:
-            self.calls[call.op.index] = call
+            self._calls[call.op.index] = call
+
+
+def _inverse(scale_C: Tensor) -> Tensor:
+    """One over a scale; 0 for channels that it lets almost nothing through."""
+    through_C = scale_C.abs() > _SMALLEST * scale_C.abs().max()
+    return torch.where(through_C, 1 / torch.where(through_C, scale_C, 1), 0)
 
 
 @dataclass
@@ -237,21 +252,27 @@ class _Sums:
     Attributes:
         centred: There is an intercept.
         origin_GD: What inputs are counted from, near their mean, because differences of large sums are inexact.
+        factor_GDD: Cholesky factor of the damped second moment, once it is known.
     """
 
     centred: bool
-    count: int = 0
-    lacking: float = 0.0
-    given: float = 0.0
     origin_GD: Tensor | None = None
-    moments: list[Tensor] = field(default_factory=list)
+    factor_GDD: Tensor | None = None
+
+    def start(self) -> None:
+        """Forget all sums; what the layer reads will be the same as before."""
+        self.count, self.lacking, self.given = 0, 0.0, 0.0
+        self.moments: list[Tensor] = []
 
     def add(self, x_GBD: Tensor, r_GBO: Tensor, given: float) -> None:
-        """Add the rows of a batch."""
+        """Add the rows of a batch, and the mean square of what it should be."""
         if self.origin_GD is None:
             self.origin_GD = x_GBD.mean(1) if self.centred else x_GBD.new_zeros(x_GBD.shape[0], x_GBD.shape[2])
         x_GBD = x_GBD - self.origin_GD[:, None]
-        parts = [part.double() for part in (x_GBD.mT @ x_GBD, x_GBD.mT @ r_GBO, x_GBD.sum(1), r_GBO.sum(1))]
+        parts = [x_GBD.mT @ r_GBO, x_GBD.sum(1), r_GBO.sum(1)]
+        if self.factor_GDD is None:
+            parts.append(x_GBD.mT @ x_GBD)
+        parts = [part.double() for part in parts]
         self.moments = [total + part for total, part in zip(self.moments, parts)] if self.moments else parts
         self.count += x_GBD.shape[1]
         self.lacking += float(r_GBO.square().mean())
@@ -265,18 +286,18 @@ class _Sums:
     def solved(self, ridge: float, only_bias: bool) -> tuple[Tensor, Tensor]:
         """Changes of the weight (G, D, O) and of the intercept (G, O)."""
         assert self.origin_GD is not None
-        xx_GDD, xr_GDO, x_GD, r_GO = (total / self.count for total in self.moments)
-        if self.centred:
-            xx_GDD = xx_GDD - x_GD[:, :, None] * x_GD[:, None]
-            xr_GDO = xr_GDO - x_GD[:, :, None] * r_GO[:, None]
-        if not bool(xx_GDD.isfinite().all() and xr_GDO.isfinite().all()):
+        xr_GDO, x_GD, r_GO, *xx = (total / self.count for total in self.moments)
+        if not all(bool(moment.isfinite().all()) for moment in self.moments):
             raise InputError(
                 "activations must be finite, but those of the calibration data are not. Look for NaN or infinities in "
                 "the weights and in the data."
             )
         if only_bias:
             return torch.zeros_like(xr_GDO), r_GO
-        change_GDO = torch.cholesky_solve(xr_GDO, damped_factor(xx_GDD, ridge))
+        centre_GD = x_GD if self.centred else torch.zeros_like(x_GD)
+        if self.factor_GDD is None:
+            self.factor_GDD = damped_factor(xx[0] - centre_GD[:, :, None] * centre_GD[:, None], ridge)
+        change_GDO = torch.cholesky_solve(xr_GDO - centre_GD[:, :, None] * r_GO[:, None], self.factor_GDD)
         return change_GDO, r_GO - ((x_GD + self.origin_GD)[:, None] @ change_GDO)[:, 0]
 
 
@@ -289,15 +310,41 @@ def find_fits(network: Network, plan: Plan, slim: nn.Module) -> list[Fit]:
     layout, alive, own = network.layout, network.alive(plan), named_tensors(slim)
     _check_shapes(layout, alive, own)
     readers = find_readers(layout.trace)
+    values = layout.trace.values
     fits: list[Fit] = []
     joined: set[int] = set()
     for call in reversed(list(linear_calls(layout))):  # of two that are added, the later one makes up for the earlier
-        join = _join(readers[call.norm.outputs[0] if call.norm else call.y.index], joined)
-        joined |= {join[0].index} if join else set()
+        weight, intercept = own[call.weight], own.get(call.intercept)
+        if isinstance(intercept, nn.Parameter) and not intercept.requires_grad:
+            intercept = None
+        if not weight.requires_grad and intercept is None:
+            continue
+        stop, operand, rectified = call.op, "", False
+        behind = _only(readers[call.norm.op.outputs[0] if call.norm else call.y.index])
+        if behind is not None and _joins(behind[0], values, call) and behind[0].index not in joined:
+            (stop, operand), after = behind, _only(readers[behind[0].outputs[0]])
+            rectified = after is not None and after[0].name in _RELU
+            joined.add(stop.index)
+        elif behind is not None and behind[0].name in _RELU:
+            (stop, operand), rectified = behind, True
         kept = [(k, layout.kept(dim, alive)) for k, dim in enumerate(call.y.dims)]
         cut = tuple((k, torch.from_numpy(left.nonzero()[0])) for k, left in kept if left is not None and not left.all())
-        fits.append(Fit(call, join, own[call.weight], own.get(call.intercept), cut))
+        inverse = _inverse(call.norm.scale(own)) if call.norm else None
+        fits.append(Fit(call, stop, operand, rectified, weight, intercept, inverse, cut))
     return sorted(fits, key=lambda fit: fit.stop.index)
+
+
+def _only(readers: Sequence[Reader]) -> Reader | None:
+    return readers[0] if len(readers) == 1 else None
+
+
+def _joins(op: Op, values: Sequence[Value], call: LinearCall) -> bool:
+    """It adds two activations of the shape that the layer gives."""
+    if op.name not in _ADD or op.constants.get(("alpha", None), 1) != 1:
+        return False
+    shape = [dim.size for dim in call.y.dims]
+    operands = [op.arguments[name] for name in ("self", "other")]
+    return all(isinstance(ref, Ref) and [dim.size for dim in values[ref.number].dims] == shape for ref in operands)
 
 
 def _check_shapes(layout: Layout, alive: Alive, own: Mapping[str, Tensor]) -> None:
@@ -311,12 +358,3 @@ def _check_shapes(layout: Layout, alive: Alive, own: Mapping[str, Tensor]) -> No
                 f"and here {seen or 'it does not exist'}. Give `plan=` (and `network=`), and a network that still has "
                 "its own parameters."
             )
-
-
-def _join(readers: Sequence[Reader], joined: set[int]) -> Reader | None:
-    """The addition that alone reads a value, and as which argument; not one that another layer makes up for."""
-    if len(readers) != 1 or readers[0][0].name not in ("add", "add_") or readers[0][0].index in joined:
-        return None
-    op = readers[0][0]
-    plain = isinstance(op.arguments["self"], Ref) and isinstance(op.arguments["other"], Ref)
-    return readers[0] if plain and op.constants.get(("alpha", None), 1) == 1 else None
