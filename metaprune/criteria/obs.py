@@ -30,11 +30,7 @@ from metaprune.graph.linear_calls import LinearCall, damped_factor, linear_calls
 from metaprune.graph.record import tensors_in
 from metaprune.graph.stepping import Pending, side_by_side
 from metaprune.graph.twin import named_tensors
-<<<<<<< HEAD
-from metaprune.measure import distortion
 from metaprune.task import on_calibration_data
-=======
->>>>>>> 8d995ce (reconstruct lets go of what a ReLU cuts off; obs scales curves by the error of the scores, which is steadier than their divergence)
 
 
 @CRITERIA.register("obs")

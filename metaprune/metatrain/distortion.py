@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ from metaprune.edits import Keep
 from metaprune.errors import BudgetError, ConfigError, InputError, MetapruneError
 from metaprune.files import make_folder, write_atomically
 from metaprune.graph import Network
+from metaprune.measure import distortion
 from metaprune.modes import evaluating
 from metaprune.plans import Plan
 from metaprune.recovery._checkpoint import digest
@@ -185,15 +185,6 @@ def measure_distortions(
         torch.tensor(alone),
         dict(reads),
     )
-
-
-def distortion(dense: Tensor, cut: Tensor) -> float:
-    """KL(dense || cut) of class scores (N, classes), in nats; of other outputs the relative mean squared difference."""
-    if dense.ndim == 2 and dense.shape[1] > 1:
-        return float(
-            F.kl_div(cut.log_softmax(1), dense.log_softmax(1), reduction="batchmean", log_target=True).clamp_min(0)
-        )
-    return float(F.mse_loss(cut, dense) / dense.square().mean().clamp_min(1e-12))
 
 
 def plan_of(network: Network, cut: Cut) -> Plan:

@@ -10,6 +10,7 @@ from metaprune import data, zoo
 from metaprune.criteria import L2, Calibration, metanet_edit, metanet_scores, unit_scores
 from metaprune.errors import ConfigError, InputError
 from metaprune.graph import trace
+from metaprune.measure import distortion
 from metaprune.metanet import Metanet, PaperShape, Shape, new_metanet, read_blocks
 from metaprune.metatrain import (
     OBJECTIVES,
@@ -21,7 +22,7 @@ from metaprune.metatrain import (
     measure_distortions,
     meta_train,
 )
-from metaprune.metatrain.distortion import distortion, plan_of
+from metaprune.metatrain.distortion import plan_of
 from metaprune.metatrain.objectives import masked, soft_mask
 from metaprune.metatrain.survey import calibration_images
 from metaprune.task import Classification
