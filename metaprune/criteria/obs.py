@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Curves, Scores, Verdict
-from metaprune.errors import ConfigError, InputError
+from metaprune.errors import ConfigError
 from metaprune.graph import Dim, Network
 from metaprune.graph.axes import Labels
 from metaprune.graph.layout import Layout
@@ -203,8 +203,6 @@ class _Runs:
             if sum(len(earlier[0]) for earlier in batches) >= samples:
                 break
             batches.append(batch)
-        if not batches:
-            raise InputError("criterion 'obs' needs at least one batch, but the calibration data are empty.")
         return batches
 
     def forward(self, batch: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metaprune import zoo
 from metaprune.criteria import Calibration, Obs
 from metaprune.criteria.obs import Block, eliminate
-from metaprune.errors import ConfigError, InputError
+from metaprune.errors import ConfigError
 from metaprune.graph import trace
 
 UNITS, WIDTH, OUTPUTS, REST = 6, 2, 4, 3
@@ -136,12 +136,6 @@ def test_axes_of_any_network_get_falling_curves(name: str) -> None:
         assert curve_K.shape == (network.axis(axis).size + 1,)
         assert float(curve_K[-1]) == 0
         assert verdict.scores[axis].unique().numel() == network.axis(axis).size  # they say who goes first
-
-
-def test_empty_data_are_refused() -> None:
-    network = trace(zoo.build("digits_cnn"), zoo.example_inputs("digits_cnn"))
-    with pytest.raises(InputError, match="at least one batch"):
-        Obs().judge(network, Calibration(lambda: iter([])))
 
 
 @pytest.mark.parametrize(
