@@ -29,7 +29,7 @@ def test_every_file_below_configs_is_a_recipe_that_ships() -> None:
     files = {path for path in CONFIGS.rglob("*") if path.suffix in (".yaml", ".yml", ".json", ".toml")}
     assert {path.resolve() for path in shipped_recipes().values()} == {path.resolve() for path in files}
     assert {path.parent.name for path in files} == {"prune", "metatrain"}
-    assert len(files) == 6
+    assert len(files) == 7
 
 
 def test_every_shipped_recipe_says_what_it_is() -> None:
@@ -49,7 +49,7 @@ def test_a_shipped_recipe_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_last_part_of_a_name_is_enough() -> None:
     assert load_recipe("digits").path == shipped_recipes()["prune/digits"]
-    assert load_recipe("digits", "metatrain", (*KEYS, *SECTIONS)).path == shipped_recipes()["metatrain/digits"]
+    assert load_recipe("default", "metatrain", (*KEYS, *SECTIONS)).path == shipped_recipes()["metatrain/default"]
     assert load_recipe("prune/digits", "metatrain").path == shipped_recipes()["prune/digits"]
 
 

@@ -16,7 +16,7 @@ def metatrain(
     recipe: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE", help="A YAML file, or the name of a shipped one (`metaprune list configs`), e.g. digits."
+            metavar="RECIPE", help="A YAML file, or the name of a shipped one (`metaprune list configs`), e.g. default."
         ),
     ],
     population: Annotated[

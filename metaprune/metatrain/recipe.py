@@ -144,6 +144,7 @@ class Recipe:
 
 
 KEYS = tuple(part.name for part in fields(Recipe))
+POPULATION = "population"  # instead of these, another recipe that has them
 SECTIONS = ("survey", "shape", "training")  # what else a recipe of `metaprune metatrain` says
 
 

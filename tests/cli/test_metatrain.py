@@ -18,7 +18,7 @@ from metaprune import tracking
 from metaprune.cli import metacourse
 from metaprune.cli.metacourse import read_recipe
 from metaprune.config import shipped_recipes
-from metaprune.metanet import Shape, load_checkpoint
+from metaprune.metanet import PaperShape, Shape, load_checkpoint
 from metaprune.metatrain import MetaTraining, Survey
 from tests.cli.commands import TINY, Answer, command, entries
 
@@ -209,6 +209,8 @@ BAD: dict[str, tuple[str, list[str], list[str]]] = {
     "rule of the population": ("@epochs: 2@epochs: 0@", [], ["tiny.yaml: `epochs >= 1` must hold"]),
     "objective": ("@steps: 24@objectives: {amortized: 1}@", [], [":14: `training`: ", "Did you mean 'amortised'"]),
     "criterion to read": ("@rank: 2@reads: [tailor]@", [], ["Did you mean 'taylor'"]),
+    "population": ("population: 3\n", [], ["`population` must be a recipe"]),
+    "two populations": ("population: default\n", [], ["what the population is, the recipe 'default' says", "Leave `data` or `population`"]),
     "mode": ("@rank: 2@mode: old@", [], [":13: `shape.mode` must be 'default'"]),
     "scores of what only edits": (
         "@{hidden: 16, layers: 1, heads: 4, rank: 2}@{mode: paper, hidden: 16}@",
@@ -244,9 +246,9 @@ def test_bad_input_is_refused_before_anything_is_written(case: str, recipe: Path
 
 
 def test_no_recipe_names_what_ships() -> None:
-    done = command("metatrain", "digitz")
+    done = command("metatrain", "defualt")
     assert done.code == 3
-    assert "Did you mean 'digits'" in done.said
+    assert "Did you mean 'default'" in done.said
     assert command("metatrain").code == 2
     assert command("metatrain", "tiny.yaml", "--steps", "0").code == 2
 
@@ -257,6 +259,13 @@ def test_shipped_recipes_say_all_that_is_needed(name: str, monkeypatch: pytest.M
     asked = read_recipe(name, steps=3)
     assert asked.training.steps == 3
     assert isinstance(asked.survey, Survey)
+
+
+def test_a_recipe_may_take_the_population_of_another(recipe: Path) -> None:
+    recipe.write_text("population: default\nshape: {mode: paper, hidden: 8}\n")
+    asked = read_recipe(recipe)
+    assert asked.population == read_recipe("default").population
+    assert asked.shape == PaperShape(hidden=8)
 
 
 def test_sections_are_read_and_flags_go_over_them(recipe: Path) -> None:
