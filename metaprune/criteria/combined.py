@@ -1,5 +1,6 @@
 """Several criteria in one."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +31,9 @@ class _Combined(Criterion):
         combined_U = self._combine([torch.cat([scores[name] for name in axes]) for scores in parts])
         return dict(zip(axes, combined_U.split(sizes), strict=True))
 
+    @abstractmethod
     def _combine(self, parts: list[Tensor]) -> Tensor:
-        raise NotImplementedError
+        """One score a unit from those of all parts."""
 
 
 @CRITERIA.register("rank_average")
