@@ -72,20 +72,20 @@ class Mask(Edit):
 
     def _refusal(self, network: "Network", kept: Tensor) -> str | None:
         n, m = parse_pattern(self.pattern)
-        reader = network.reader(self.name)
-        if reader is None:
+        dim = network.input_dim(self.name)
+        if dim is None:
             return f"{self.pattern} needs one dimension along which {self.name!r} is added up, but none is known."
-        size = kept.shape[reader.into]
+        size = kept.shape[dim]
         if size % m:
             return (
-                f"{self.pattern} needs an input of {self.name!r} (dimension {reader.into}) that {m} divides, but it is "
+                f"{self.pattern} needs an input of {self.name!r} (dimension {dim}) that {m} divides, but it is "
                 f"{size}. Leave this weight out, or choose a pattern whose M divides {size}."
             )
-        counts = kept.movedim(reader.into, -1).unflatten(-1, (-1, m)).sum(-1)
+        counts = kept.movedim(dim, -1).unflatten(-1, (-1, m)).sum(-1)
         wrong = int((counts != n).sum())
         if wrong:
             return (
-                f"{self.pattern} must hold along the input of {self.name!r} (dimension {reader.into}), but {wrong} of "
+                f"{self.pattern} must hold along the input of {self.name!r} (dimension {dim}), but {wrong} of "
                 f"{counts.numel()} groups of {m} keep another number than {n}."
             )
         return None
@@ -158,7 +158,7 @@ def n_of_m(score: Tensor, pattern: str, into: int) -> Tensor:
     Args:
         score: What each entry is worth.
         pattern: ``"N:M"``.
-        into: The dimension that is added up; ``network.reader(name).into`` tells it.
+        into: The dimension that is added up; ``network.input_dim(name)`` tells it.
 
     Returns:
         Bool, in the shape of `score`.

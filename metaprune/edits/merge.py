@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaprune.errors import ConfigError, InputError
+from metaprune.modes import evaluating
 from metaprune.plans import EDITS, Draft, Edit
 from metaprune.task import Batch, Task
 
@@ -47,16 +48,16 @@ class Merge(Edit):
         name = network.aliases.get(self.weight, self.weight)
         if name not in network.shapes:
             return f"the network has no parameter or buffer {self.weight!r}."
-        reader = network.reader(self.weight)
-        if reader is None or reader.groups > 1:
-            why = "it is not read as one product" if reader is None else f"it reads in {reader.groups} groups"
+        call, dim = network.linear_calls.get(name), network.input_dim(name)
+        if call is None or dim is None or call.op.constants.get(("groups", None), 1) > 1:
+            why = "it is not read as one product" if call is None or dim is None else "it reads in groups"
             return f"means can be merged behind a plain product, but {self.weight!r} gives none: {why}."
-        if tuple(self.mean.shape) != (network.shapes[name][reader.into],) or not bool(self.mean.isfinite().all()):
+        if tuple(self.mean.shape) != (network.shapes[name][dim],) or not bool(self.mean.isfinite().all()):
             return (
-                f"{self.weight!r} has {network.shapes[name][reader.into]} inputs and needs as many finite means, but "
-                f"there are {tuple(self.mean.shape)}, {int((~self.mean.isfinite()).sum())} of them not finite."
+                f"{self.weight!r} has {network.shapes[name][dim]} inputs and needs as many finite means, but there are "
+                f"{tuple(self.mean.shape)}, {int((~self.mean.isfinite()).sum())} of them not finite."
             )
-        if not reader.bias and not reader.mean:
+        if not call.intercept:
             return (
                 f"something must take the means that {self.weight!r} reads, but its layer has no bias and no BatchNorm "
                 "alone reads it. Give it a bias of zeros (`layer.bias = nn.Parameter(...)`), and trace again."
@@ -99,15 +100,11 @@ def input_means(network: "Network", weights: Iterable[str], batches: Iterable[Ba
         ConfigError: A weight is not that of such a layer.
         InputError: There is no batch.
     """
-    from metaprune.modes import evaluating
-
     totals: dict[str, tuple[Tensor, int]] = {}
 
-    def watch(name: str, width: int) -> Any:
+    def watch(name: str, dim: int) -> Any:
         def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            x = inputs[0].detach()
-            dim = 1 if "conv" in type(module).__name__.lower() and x.ndim > 2 and x.shape[1] == width else x.ndim - 1
-            sums = x.double().movedim(dim, -1).flatten(0, -2)
+            sums = inputs[0].detach().double().movedim(dim, -1).flatten(0, -2)
             before, count = totals.get(name, (torch.zeros(()), 0))
             totals[name] = (before + sums.sum(0).cpu(), count + len(sums))
 
@@ -115,12 +112,11 @@ def input_means(network: "Network", weights: Iterable[str], batches: Iterable[Ba
 
     with ExitStack() as hooks, torch.no_grad(), evaluating(network.model):
         for name in weights:
-            reader, path = network.reader(name), name.rpartition(".")[0]
-            if reader is None or not path:
-                raise ConfigError(f"{name!r} must be the weight of a layer that reads units, but is not.")
-            module = network.model.get_submodule(path)
-            width = network.shapes[network.aliases.get(name, name)][reader.into] * reader.groups
-            hooks.callback(module.register_forward_pre_hook(watch(name, width)).remove)
+            call = network.linear_calls.get(name)
+            if call is None or "." not in name:
+                raise ConfigError(f"{name!r} must be the weight of a layer that is called as a module, but is not.")
+            module = network.model.get_submodule(name.rpartition(".")[0])
+            hooks.callback(module.register_forward_pre_hook(watch(name, call.channels)).remove)
         for batch in batches:
             task.outputs(network.model, batch)
     if not totals:

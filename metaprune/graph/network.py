@@ -23,9 +23,9 @@ from metaprune.graph.branches import Branches
 from metaprune.graph.convert import from_graph, to_graph
 from metaprune.graph.cost import Cost, CostModel
 from metaprune.graph.layout import Layout, build_layout
+from metaprune.graph.linear_calls import LinearCall, linear_calls
 from metaprune.graph.optimizer import sliced_optimizer
 from metaprune.graph.places import Places, find_places
-from metaprune.graph.readers import Reader, find_reader
 from metaprune.graph.reads import Read, find_reads
 from metaprune.graph.record import Op, Trace, refs_in, tensors_in
 from metaprune.graph.rehearsal import rehearsed
@@ -218,9 +218,16 @@ class Network:
         around = f"{end.path}.".startswith(f"{block.name}.") and any(call.path == block.name for call in trace.calls)
         return (block.name if around else end.path), end.path
 
-    def reader(self, name: str) -> Reader | None:
-        """How a weight reads units: along which dimension it adds up; None if it does not, or in several ways."""
-        return find_reader(self._layout.trace, self.aliases.get(name, name))
+    def input_dim(self, name: str) -> int | None:
+        """The dimension along which a weight is multiplied and added up; None if there is none, or several."""
+        number = self._layout.trace.parameters[self.aliases.get(name, name)].index
+        dims = {dim for op in self._layout.trace.ops for value, dim in op.consumed if value == number}
+        return dims.pop() if len(dims) == 1 else None
+
+    @cached_property
+    def linear_calls(self) -> dict[str, LinearCall]:
+        """By the name of its weight, every call ``y = x W + b`` whose weight nothing else reads."""
+        return {call.weight: call for call in linear_calls(self._layout)}
 
     def left(self, draft: Draft, name: str, tensor: Tensor) -> Tensor | None:
         """What a draft leaves of a tensor in the shape of a parameter; None where the parameter leaves."""
@@ -534,18 +541,16 @@ class Network:
         self, tensors: dict[str, Tensor], own: Mapping[str, Tensor], name: str, mean: Tensor, alive: Alive
     ) -> None:
         """Add what the removed inputs of a weight give in the mean to its bias, or take it from its norm's mean."""
-        value, reader = self._layout.trace.parameters[name], self.reader(name)
-        assert reader is not None
-        kept = self._layout.kept(value.dims[reader.into], alive)
+        call, dim = self.linear_calls[name], self.input_dim(name)
+        assert dim is not None
+        kept = self._layout.kept(self._layout.trace.parameters[name].dims[dim], alive)
         if kept is None or kept.all():
             return
-        gone = torch.from_numpy((~kept).nonzero()[0])
-        weight = tensors.get(name, own[name]).detach().cpu().double().movedim(reader.into, 0)
-        given = torch.tensordot(mean.double()[gone], weight[gone], dims=1)
-        given = given.reshape(len(given), -1).sum(1)  # over the kernel
-        target = reader.bias or reader.mean
-        old = tensors.get(target, own[target]).detach()
-        tensors[target] = old + (given if reader.bias else -given).to(old.device, old.dtype)
+        matrix_DO = call.matrix(tensors.get(name, own[name]).detach())[0].cpu().double()
+        gone_D = (mean.cpu().double() * torch.from_numpy(~kept)).repeat_interleave(len(matrix_DO) // len(mean))
+        old = tensors.get(call.intercept, own[call.intercept]).detach()
+        given = (gone_D @ matrix_DO) * (1 if call.norm is None else -1)
+        tensors[call.intercept] = old + given.to(old.device, old.dtype)
 
     def _alive(self, draft: Draft) -> Alive:
         return self._layout.alive({self.index(name): np.array(kept) for name, kept in draft.keep.items()})

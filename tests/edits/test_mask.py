@@ -94,8 +94,8 @@ class Products(nn.Module):
 
 def test_the_pattern_runs_along_what_is_added_up():
     net = trace(Products(), torch.randn(3, 8))
-    assert net.reader("first.weight").into == 1
-    assert net.reader("weight").into == 0
+    assert net.input_dim("first.weight") == 1
+    assert net.input_dim("weight") == 0
     score = weight(net, "weight").abs()
     assert Mask("weight", n_of_m(score, "2:4", 0), "2:4").check(net) is None
     with pytest.raises(ConfigError, match=r"4 divides, but it is 6"):
