@@ -24,7 +24,8 @@ class Merge(Edit):
 
     Whatever units the other edits of the plan remove, the mean of the layer's output over the samples that `mean` was
     taken from stays what it was (for a convolution that pads with zeros: away from the border). Where the layer has no
-    bias but is read by a BatchNorm alone, the running mean of that takes it.
+    bias but is read by a BatchNorm alone, the running mean of that takes it; where there is neither, the layer gets a
+    bias, which the cost of the plan counts.
 
     Source: FLAP (An et al., Fluctuation-based Adaptive Structured Pruning, arXiv:2312.11983).
 
@@ -57,10 +58,13 @@ class Merge(Edit):
                 f"{self.weight!r} has {network.shapes[name][dim]} inputs and needs as many finite means, but there are "
                 f"{tuple(self.mean.shape)}, {int((~self.mean.isfinite()).sum())} of them not finite."
             )
-        if not call.intercept:
+        path, _, leaf = self.weight.rpartition(".")
+        layer = network.model.get_submodule(path)
+        takes_one = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and leaf == "weight"
+        if not call.intercept and not (takes_one and layer.bias is None):
             return (
-                f"something must take the means that {self.weight!r} reads, but its layer has no bias and no BatchNorm "
-                "alone reads it. Give it a bias of zeros (`layer.bias = nn.Parameter(...)`), and trace again."
+                f"something must take the means that {self.weight!r} reads, but neither a bias nor a BatchNorm is "
+                "behind it, and it lies in no layer of torch that could get one. Leave it out, or use `reconstruct`."
             )
         return None
 

@@ -31,7 +31,7 @@ from metaprune.graph.record import Op, Trace, refs_in, tensors_in
 from metaprune.graph.rehearsal import rehearsed
 from metaprune.graph.rules import find_rule
 from metaprune.graph.select import Selection, as_patterns, freeze_selected
-from metaprune.graph.surgery import Cut, cut, entries_left, sliced_copy
+from metaprune.graph.surgery import Cut, bias_beside, cut, entries_left, give_bias, sliced_copy, weight_beside
 from metaprune.graph.trace import ExampleInputs, affordable, random_like, trace_model
 from metaprune.graph.twin import named_tensors
 from metaprune.graph.verify import Verification, compare
@@ -357,7 +357,11 @@ class Network:
         for name, kept in draft.keep.items():
             sizes[self.index(name)] = len(kept)
         layout = self._without(draft)
-        return (self._costs if layout is self._layout else CostModel(layout, Branches(layout)))(sizes)
+        cost = (self._costs if layout is self._layout else CostModel(layout, Branches(layout)))(sizes)
+        for name, stays in self._new_biases(draft).items():  # what is added counts
+            entries, own = int(stays.sum()), named_tensors(self.model)[weight_beside(name)]
+            cost = replace(cost, params=cost.params + entries, bytes=cost.bytes + entries * own.dtype.itemsize)
+        return cost
 
     # ---- residual branches -----------------------------------------------------------------------------------------
 
@@ -460,6 +464,8 @@ class Network:
         alive = self._alive(draft)
         tensors = self._new_tensors(draft)
         made = cut(self.model, self._without(draft), alive, self.example_inputs, tensors)
+        for name, kept in self._new_biases(draft).items():
+            give_bias(made.module, name, tensors[name][torch.from_numpy(kept).to(tensors[name].device)])
         own_rules = self._layout.trace.own_rules
         # Where its calls are not those of the dense network one by one, or what they do was said by a user, its results
         # must be.
@@ -548,9 +554,27 @@ class Network:
             return
         matrix_DO = call.matrix(tensors.get(name, own[name]).detach())[0].cpu().double()
         gone_D = (mean.cpu().double() * torch.from_numpy(~kept)).repeat_interleave(len(matrix_DO) // len(mean))
+        given_O = gone_D @ matrix_DO
+        if not call.intercept:
+            stays = self._layout.kept(self._layout.trace.parameters[name].dims[0], alive)
+            given_O = given_O if stays is None else given_O * torch.from_numpy(stays)
+            tensors[bias_beside(name)] = given_O.to(own[name].device, own[name].dtype)
+            return
         old = tensors.get(call.intercept, own[call.intercept]).detach()
-        given = (gone_D @ matrix_DO) * (1 if call.norm is None else -1)
-        tensors[call.intercept] = old + given.to(old.device, old.dtype)
+        tensors[call.intercept] = old + (given_O if call.norm is None else -given_O).to(old.device, old.dtype)
+
+    def _new_biases(self, draft: Draft) -> dict[str, Alive]:
+        """Biases that layers without one get, by name, and which of their entries stay."""
+        layout, alive = self._without(draft), self._alive(draft)
+        new = {}
+        for name in self._first_names(draft.means):
+            value, dim = layout.trace.parameters.get(name), self.input_dim(name)
+            if value is None or dim is None or self.linear_calls[name].intercept:
+                continue
+            read, made = layout.kept(value.dims[dim], alive), layout.kept(value.dims[0], alive)
+            if read is not None and not read.all():
+                new[bias_beside(name)] = np.ones(value.dims[0].size, bool) if made is None else made
+        return new
 
     def _alive(self, draft: Draft) -> Alive:
         return self._layout.alive({self.index(name): np.array(kept) for name, kept in draft.keep.items()})

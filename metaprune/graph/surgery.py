@@ -205,6 +205,32 @@ def _ranked(layout: Layout, alive: Alive, labels_NK: Labels | None, data: Tensor
     return torch.from_numpy(ranks).to(data.device, data.dtype)
 
 
+def bias_beside(weight: str) -> str:
+    """Name of the bias of the layer that a weight belongs to."""
+    return f"{weight.removesuffix('weight')}bias"
+
+
+def weight_beside(bias: str) -> str:
+    """Name of the weight of the layer that a bias belongs to."""
+    return f"{bias.removesuffix('bias')}weight"
+
+
+def give_bias(model: nn.Module, name: str, value: Tensor) -> None:
+    """A bias for a layer that has none, in place.
+
+    Raises:
+        UnsupportedModelError: The layer is no module of the network, which was written as a graph of calls.
+    """
+    path = name.rpartition(".")[0]
+    if path not in dict(model.named_modules()):
+        raise UnsupportedModelError(
+            f"layer {path!r} must be a module to get a bias, but the cut network calls it as a function. Leave "
+            "`merge` out for it."
+        )
+    layer = model.get_submodule(path)
+    layer.bias = like(layer.get_parameter("weight"), value.clone())
+
+
 def like(original: Tensor, data: Tensor) -> Tensor:
     """The data as a parameter where the original is one, with its `requires_grad`."""
     if isinstance(original, nn.Parameter):

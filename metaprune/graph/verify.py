@@ -23,7 +23,7 @@ from metaprune.graph.dispatch import bind
 from metaprune.graph.layout import Layout
 from metaprune.graph.lockstep import Lockstep
 from metaprune.graph.record import Op, tensors_in
-from metaprune.graph.surgery import like
+from metaprune.graph.surgery import give_bias, like
 from metaprune.graph.trace import ExampleInputs, call_arguments
 from metaprune.graph.twin import copy_with, named_tensors
 from metaprune.modes import default_dtype, evaluating
@@ -144,6 +144,8 @@ def masked_copy(model: nn.Module, layout: Layout, alive: Alive, tensors: Mapping
                 data.index_fill_(k, removed, 1 if (value.index, k) in divided else 0)
         masked[id(original)] = like(original, data)
     module, _ = copy_with(model, lambda tensor: masked.get(id(tensor), tensor.detach().clone()))
+    for name in tensors.keys() - originals.keys():
+        give_bias(module, name, tensors[name])
     return adapt(module)
 
 

@@ -100,18 +100,75 @@ def test_constant_channels_go_into_a_bias_or_a_norm(norm):
         torch.testing.assert_close(slim(x), net.model(x), rtol=1e-12, atol=1e-12)
 
 
+def test_a_layer_without_a_bias_gets_one():
+    net, x = traced(Perceptron(bias=False), 64, 5)
+    means = input_means(net, ["down.weight"], [(x,)], TASK)
+    cut = Plan((hidden(net), hidden(net, "down")))
+    plan = Plan((*cut.edits, Merge("down.weight", means["down.weight"])))
+    slim = net.apply(plan)
+    kept = list(range(0, 6, 3))
+    before, after = output_of(net.model, "down", x).mean(0)[kept], output_of(slim, "down", x).mean(0)
+    torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-12)
+    assert net.verify(plan, slim=slim).passed(1e-12)
+    assert slim.down.bias.requires_grad
+    assert net.cost_of(plan).params == sum(parameter.numel() for parameter in slim.parameters())
+    assert net.cost_of(plan).bytes == net.cost_of(cut).bytes + 2 * 8
+    assert net.apply(Plan((Merge("down.weight", torch.randn(9)),))).down.bias is None  # nothing leaves
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_decoder_keeps_the_means_of_what_its_layers_give():
+    """FLAP on a Llama, whose projections have no bias."""
+    pytest.importorskip("transformers")
+    from tests.graph.transformers_models import MODELS, build
+
+    model, inputs = build(MODELS["llama"])
+    net = trace(model, inputs)
+    names = [name for name in net.linear_calls if name.endswith(("o_proj.weight", "down_proj.weight"))]
+    task = CustomLoss(lambda outputs, targets: outputs.sum())
+    task = type("Ids", (CustomLoss,), {"outputs": lambda self, model, batch: model(input_ids=batch[0])})(task.function)
+    means = input_means(net, names, [(inputs["input_ids"],)], task)
+    axis = next(axis for axis in net.axes if ("model.layers.1.mlp.down_proj.weight", 1) in axis.bindings)
+    plan = Plan(
+        (Keep(axis.name, axis.size, tuple(range(0, axis.size, 2))),
+         *(Merge(name, mean) for name, mean in means.items()))
+    )  # fmt: skip
+    slim = net.apply(plan)
+    assert net.verify(plan, slim=slim).passed()
+    assert [name for name in slim.state_dict() if name.endswith("proj.bias")] == ["model.layers.1.mlp.down_proj.bias"]
+    path = "model.layers.1.mlp.down_proj"
+    before, after = (_output(each, path, inputs).mean((0, 1)) for each in (model, slim))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-6)
+
+
+def _output(model: nn.Module, path: str, inputs: dict[str, Tensor]) -> Tensor:
+    seen: list[Tensor] = []
+    with model.get_submodule(path).register_forward_hook(lambda module, args, out: seen.append(out)), torch.no_grad():
+        model(**inputs)
+    return seen[0]
+
+
+class WithOwnWeight(Perceptron):
+    def __init__(self) -> None:
+        super().__init__(bias=False)
+        self.own = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) @ self.own
+
+
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
         (Merge("nowhere", torch.zeros(3)), "no parameter or buffer 'nowhere'"),
-        (Merge("down.weight", torch.zeros(9)), "no bias and no BatchNorm alone reads it. Give it a bias of zeros"),
+        (Merge("own", torch.zeros(3)), "it lies in no layer of torch that could get one. Leave it out"),
         (Merge("head.weight", torch.zeros(9)), "has 6 inputs and needs as many finite means"),
         (Merge("head.weight", torch.full((6,), float("nan"))), "6 of them not finite"),
         (Merge("head.bias", torch.zeros(3)), "it is not read as one product"),
     ],
 )
 def test_refusals(edit, reason):
-    net, _ = traced(Perceptron(bias=False), 8, 5)
+    net, _ = traced(WithOwnWeight(), 8, 5)
     assert reason in edit.check(net)
 
 
