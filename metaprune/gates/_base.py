@@ -7,9 +7,9 @@ Nothing is inserted into the network, whatever its class.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +22,11 @@ from metaprune.edits import Keep, SetWeight
 from metaprune.errors import ConfigError, VerificationError
 from metaprune.graph import Network, Verification
 from metaprune.plans import Edit, Plan
-from metaprune.recovery import Context, Finetune
-from metaprune.recovery._training import Trained
+from metaprune.recovery import Context, Finetune, Recovered
+from metaprune.recovery._training import Lesson, Trained, Training
 from metaprune.registry import Registry
+
+L = TypeVar("L", bound=Lesson)
 
 TOLERANCE = 1e-5  # largest error at which the shrunk network counts as the gated one
 
@@ -214,6 +216,37 @@ def shrunk(
     return Gated(slim.eval(), plan, verification, **more)
 
 
-def copy_of(network: Network, context: Context) -> nn.Module:
-    """The model of a network to train, on the device of the context."""
-    return copy.deepcopy(network.model).to(context.device)
+def learnt(
+    gating: Gating,
+    network: Network,
+    context: Context,
+    teach: Callable[[nn.Module, Context], L],
+    told: Mapping[str, Any],
+) -> tuple[L, Recovered]:
+    """Train a copy of the network under gates.
+
+    Args:
+        gating: Its course is followed.
+        network: The traced network; not changed.
+        context: As for the gating.
+        teach: Makes the lesson of a copy of the model.
+        told: Options beside the course that decide what is learnt, as plain JSON.
+
+    Returns:
+        The lesson, with its gates as they are in the end, and the trained network without them.
+
+    Raises:
+        ConfigError: The context lacks what training needs; nothing was done.
+    """
+    gating.training.check(network.model, context)
+    lessons: list[L] = []
+
+    def remembered(model: nn.Module, context: Context) -> L:
+        lessons.append(teach(model, context))
+        return lessons[-1]
+
+    model = copy.deepcopy(network.model).to(context.device)
+    course = {"gates": gating.name, "floor": gating.floor, **told}
+    with torch.random.fork_rng():
+        done = Training(gating.training, model, context, teach=remembered, course=course, name=gating.name).run()
+    return lessons[-1], done

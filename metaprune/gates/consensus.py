@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from metaprune.budget import QUANTITIES, Budget, parse_budget
 from metaprune.edits import DropBlock
 from metaprune.errors import BudgetError, ConfigError
-from metaprune.gates._base import GATES, Gated, Gating, copy_of, open_through, shrunk
+from metaprune.gates._base import GATES, Gated, Gating, learnt, open_through, shrunk
 from metaprune.graph import Network
 from metaprune.plans import Plan
 from metaprune.recovery import Context
-from metaprune.recovery._training import Lesson, Training
+from metaprune.recovery._training import Lesson
 from metaprune.task import Batch
 
 
@@ -62,16 +62,12 @@ class Consensus(Gating):
         """As :class:`~metaprune.gates.Gating` says; residual branches leave, not units."""
         sites = _sites(network)
         costs = _Costs(network, [name for name, *_ in sites], budget)
-        lesson: list[_Agreeing] = []
-
-        def teach(model: nn.Module, context: Context) -> Lesson:
-            lesson.append(_Agreeing(self, sites, costs, model, context))
-            return lesson[-1]
-
         told = {name: getattr(self, name) for name in ("polarise", "activate", "hidden", "sharpness", "until")}
-        told |= {"gates": self.name, "budget": str(parse_budget(budget))}
-        done = Training(self.training, copy_of(network, context), context, teach=teach, course=told).run()
-        gates = lesson[-1].gates
+        told["budget"] = str(parse_budget(budget))
+        lesson, done = learnt(
+            self, network, context, lambda model, context: _Agreeing(self, sites, costs, model, context), told
+        )
+        gates = lesson.gates
         agreed = float(torch.maximum(gates.mean_K, 1 - gates.mean_K).mean())
         notes = (*done.notes, f"{agreed:.1%} consensus on {len(sites)} branches when they were fixed")
         cuts = tuple(DropBlock(name) for (name, *_), stays in zip(sites, gates.open_K.tolist()) if not stays)

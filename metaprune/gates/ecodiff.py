@@ -16,15 +16,15 @@ from metaprune.gates._base import (
     Gated,
     GatedNetwork,
     Gating,
-    copy_of,
     gated_axes,
     keeps,
     kept_within,
+    learnt,
     shrunk,
 )
 from metaprune.graph import Network
 from metaprune.recovery import Context
-from metaprune.recovery._training import Lesson, Trained, Training
+from metaprune.recovery._training import Lesson, Trained
 from metaprune.task import Batch
 
 GAMMA, ZETA, TEMPERATURE = -0.1, 1.1, 0.83  # the interval that is stretched to [0, 1], and how sharp its middle is
@@ -66,16 +66,12 @@ class EcoDiff(Gating):
         """As :class:`~metaprune.gates.Gating` says."""
         every = {name: torch.ones(network.axis(name).size) for name in gated_axes(network)}
         kept_within(network, every, budget, self.floor)  # refuses what cannot be reached
-        lesson: list[_Matching] = []
-
-        def teach(model: nn.Module, context: Context) -> Lesson:
-            lesson.append(_Matching(self, network, model, context))
-            return lesson[-1]
-
-        told = {"gates": self.name, **{name: getattr(self, name) for name in ("weight", "start", "rate", "floor")}}
-        training = replace(self.training, recalibrate=False)  # the dense network is the truth as it is
-        done = Training(training, copy_of(network, context), context, teach=teach, course=told).run()
-        logits = lesson[-1].gates.by_axis()
+        frozen = replace(self, training=replace(self.training, recalibrate=False))  # the dense network as it is
+        told = {name: getattr(self, name) for name in ("weight", "start", "rate")}
+        lesson, done = learnt(
+            frozen, network, context, lambda model, context: _Matching(self, network, model, context), told
+        )
+        logits = lesson.gates.by_axis()
         low = min(float(logit.min()) for logit in logits.values())
         ranked = {name: logit - low + 1 for name, logit in logits.items()}  # all positive: the budget alone decides
         cuts = keeps(network, kept_within(network, ranked, budget, self.floor))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,16 @@ from metaprune.gates._base import (
     Gated,
     GatedNetwork,
     Gating,
-    copy_of,
     gated_axes,
     keeps,
     kept_within,
+    learnt,
     open_through,
     shrunk,
 )
 from metaprune.graph import Network
 from metaprune.recovery import Context
-from metaprune.recovery._training import Lesson, Trained, Training, weight_decay_groups
+from metaprune.recovery._training import Lesson, Trained, weight_decay_groups
 from metaprune.task import Batch
 
 
@@ -69,21 +69,14 @@ class Lapp(Gating):
         """As :class:`~metaprune.gates.Gating` says."""
         every = {name: torch.ones(network.axis(name).size) for name in gated_axes(network)}
         kept_within(network, every, budget, self.floor)  # refuses what cannot be reached
-        lesson: list[_Learning] = []
-
-        def teach(model: nn.Module, context: Context) -> Lesson:
-            lesson.append(_Learning(self, network, budget, model, context))
-            return lesson[-1]
-
-        done = Training(self.training, copy_of(network, context), context, teach=teach, course=self.told(budget)).run()
+        told = {"budget": str(parse_budget(budget))}
+        told |= {name: getattr(self, name) for name in ("weight", "sharpness", "rate", "until")}
+        lesson, done = learnt(
+            self, network, context, lambda model, context: _Learning(self, network, budget, model, context), told
+        )
         made_by = {"gates": self.name, "budget": str(parse_budget(budget)), "seed": context.seed}
-        cuts = keeps(network, lesson[-1].kept())
+        cuts = keeps(network, lesson.kept())
         return shrunk(network, done.model, cuts, made_by, history=done.history, notes=done.notes)
-
-    def told(self, budget: str | Budget) -> dict[str, Any]:
-        """All options beside the course that decide the result, as plain JSON."""
-        own = {name: getattr(self, name) for name in ("weight", "sharpness", "rate", "until", "floor")}
-        return {"gates": self.name, "budget": str(parse_budget(budget)), **own}
 
 
 class Thresholds(nn.Module):

@@ -211,6 +211,7 @@ class Training:
         after: The part before this one, which may have trained a network of other sizes.
         teach: Makes the lesson; None for that of the recipe.
         course: What else decides the result, as plain JSON.
+        name: Of the checkpoint; empty for that of the recipe.
     """
 
     def __init__(
@@ -223,6 +224,7 @@ class Training:
         *,
         teach: "Callable[[nn.Module, Context], Lesson] | None" = None,
         course: Mapping[str, Any] | None = None,
+        name: str = "",
     ) -> None:
         assert context.train is not None
         self.recipe, self.context, self.train = recipe, context, context.train
@@ -233,7 +235,7 @@ class Training:
         self.steps = recipe.epochs * self.epoch_steps
         self.until = self.steps if until is None else until
         part = "" if self.until == self.steps else f"-{self.until}"
-        self.path = None if context.folder is None else context.folder / f"{recipe.name}{part}.safetensors"
+        self.path = None if context.folder is None else context.folder / f"{name or recipe.name}{part}.safetensors"
         self.dtype = recipe.dtype(context.device)
         self.layout = torch.channels_last if recipe.in_channels_last(context.device) else torch.contiguous_format
         self.model = model

@@ -75,6 +75,11 @@ def test_a_budget_out_of_reach_is_refused_before_any_work(gating, net, context):
         gating.prune(net, "macs=0.000001", replace(context, train=None))
 
 
+def test_missing_samples_are_refused(gating, net, context):
+    with pytest.raises(ConfigError, match="samples to train on"):
+        gating.prune(net, "macs=0.7", replace(context, train=None))
+
+
 def test_a_network_without_anything_to_gate_is_refused(gating, context):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     with pytest.raises(ConfigError, match="but it has none"):
