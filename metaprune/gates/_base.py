@@ -21,6 +21,9 @@ from metaprune.budget import QUANTITIES, Budget, parse_budget
 from metaprune.edits import Keep, SetWeight
 from metaprune.errors import ConfigError, VerificationError
 from metaprune.graph import Network, Verification
+from metaprune.graph.record import tensors_in
+from metaprune.graph.trace import call_arguments
+from metaprune.modes import evaluating
 from metaprune.plans import Edit, Plan
 from metaprune.recovery import Context, Finetune, Recovered
 from metaprune.recovery._training import Lesson, Trained, Training
@@ -137,6 +140,53 @@ class GatedNetwork(nn.Module):
             shape[dim] = -1
             tensors[name] = weight * gate_N.view(shape)
         return tensors
+
+
+class Fixed(nn.Module):
+    """Gates that stay as they are.
+
+    Args:
+        gates: Axis name -> the gate of each unit.
+    """
+
+    def __init__(self, gates: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.given = dict(gates)
+
+    def forward(self) -> dict[str, Tensor]:
+        """The gates."""
+        return self.given
+
+
+def gateable(network: Network) -> list[str]:
+    """Axes whose units can have a gate, once it is seen that closed gates are the same as surgery.
+
+    Raises:
+        ConfigError: There is no such axis; or something reads units without a weight, past every gate.
+    """
+    names = gated_axes(network)
+    kept = {name: tuple(range(0, network.axis(name).size, 2)) for name in names}
+    gates = {name: torch.zeros(network.axis(name).size) for name in names}
+    for name, ranks in kept.items():
+        gates[name][list(ranks)] = 1
+    slim = network.apply(Plan(keeps(network, kept)))
+    gated = GatedNetwork(network, copy.deepcopy(network.model), Fixed(gates))
+    error = _difference(gated, slim, network)
+    if not error <= 10 * TOLERANCE:
+        raise ConfigError(
+            f"closed gates must be the same as surgery, but with half of the units they differ by {error:.3g} of the "
+            "largest output: something reads units without a weight. Freeze what makes them (`freeze=` of `trace`)."
+        )
+    return names
+
+
+def _difference(one: nn.Module, other: nn.Module, network: Network) -> float:
+    """Largest absolute difference of two networks over the largest absolute output, on the example inputs."""
+    args, kwargs = call_arguments(network.example_inputs)
+    with torch.no_grad(), evaluating(one), evaluating(other):
+        pairs = list(zip(tensors_in(one(*args, **kwargs)), tensors_in(other(*args, **kwargs)), strict=True))
+    scale = max(float(a.abs().max()) for a, _ in pairs)
+    return max(float((a - b).abs().max()) for a, b in pairs) / max(scale, 1e-30)
 
 
 def open_through(margins: Tensor, sharpness: float) -> Tensor:

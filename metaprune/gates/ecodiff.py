@@ -16,6 +16,7 @@ from metaprune.gates._base import (
     Gated,
     GatedNetwork,
     Gating,
+    gateable,
     gated_axes,
     keeps,
     kept_within,
@@ -64,7 +65,7 @@ class EcoDiff(Gating):
 
     def prune(self, network: Network, budget: str | Budget, context: Context) -> Gated:
         """As :class:`~metaprune.gates.Gating` says."""
-        every = {name: torch.ones(network.axis(name).size) for name in gated_axes(network)}
+        every = {name: torch.ones(network.axis(name).size) for name in gateable(network)}
         kept_within(network, every, budget, self.floor)  # refuses what cannot be reached
         frozen = replace(self, training=replace(self.training, recalibrate=False))  # the dense network as it is
         told = {name: getattr(self, name) for name in ("weight", "start", "rate")}

@@ -15,6 +15,7 @@ from metaprune.gates._base import (
     Gated,
     GatedNetwork,
     Gating,
+    gateable,
     gated_axes,
     keeps,
     kept_within,
@@ -67,7 +68,7 @@ class Lapp(Gating):
 
     def prune(self, network: Network, budget: str | Budget, context: Context) -> Gated:
         """As :class:`~metaprune.gates.Gating` says."""
-        every = {name: torch.ones(network.axis(name).size) for name in gated_axes(network)}
+        every = {name: torch.ones(network.axis(name).size) for name in gateable(network)}
         kept_within(network, every, budget, self.floor)  # refuses what cannot be reached
         told = {"budget": str(parse_budget(budget))}
         told |= {name: getattr(self, name) for name in ("weight", "sharpness", "rate", "until")}

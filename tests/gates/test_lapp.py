@@ -2,12 +2,14 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from metaprune.budget import QUANTITIES
 from metaprune.errors import ConfigError
 from metaprune.gates import GatedNetwork, Lapp, gated_axes
 from metaprune.gates._base import keeps, kept_within, open_through
 from metaprune.gates.lapp import Thresholds, _Learning
+from metaprune.graph import trace
 from metaprune.plans import Plan
 from metaprune.task import Classification
 from tests.gates.conftest import COURSE
@@ -88,7 +90,6 @@ def test_what_is_kept_meets_the_budget_from_below_with_the_best_scores(network):
 def test_from_scratch_it_learns_under_the_budget(digits, context):
     from dataclasses import replace
 
-    from metaprune.graph import trace
     from metaprune.measure import accuracy
     from tests.gates.conftest import build
 
@@ -106,6 +107,27 @@ def test_from_scratch_it_learns_under_the_budget(digits, context):
 def test_bad_options(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         Lapp(**options)
+
+
+class PastEveryGate(nn.Module):
+    """The sum over the channels reads them without a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.a(x)).relu()
+        return self.head((self.b(x) * x.sum(1, keepdim=True)[..., 1:-1, 1:-1]).mean((2, 3)))
+
+
+def test_what_reads_units_past_their_gates_is_found_before_any_work(context):
+    network = trace(PastEveryGate().eval(), torch.randn(2, 1, 8, 8))
+    assert network.axis("a").prunable
+    with pytest.raises(ConfigError, match=r"closed gates must be the same as surgery, .* Freeze what makes them"):
+        Lapp(training=COURSE).prune(network, "macs=0.8", context)
+    Lapp(training=COURSE).prune(trace(PastEveryGate().eval(), torch.randn(2, 1, 8, 8), freeze="a"), "macs=0.9", context)
 
 
 def test_tasks_get_the_gated_network_as_a_function(network, context):
