@@ -4,9 +4,8 @@ Array suffixes: B rows (one for each sample and place of the output), G groups, 
 (channel by channel, kernel positions inside), O outputs of a group.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
@@ -102,32 +101,22 @@ class LinearCall:
             rows_BD = x_.reshape(-1, x_.shape[-1])
             return _wide(rows_BD if chosen is None else rows_BD[chosen])[None]
         groups = int(arguments["groups"])
-        patches = self._patches(x_, arguments)  # (n, channels, kernel, places)
-        n, channels, kernel, places = patches.shape
-        rows = patches.permute(0, 3, 1, 2)
-        picked = (
-            rows.reshape(n * places, channels, kernel) if chosen is None else rows[chosen // places, chosen % places]
-        )
-        return _wide(picked.reshape(len(picked), groups, channels // groups * kernel).transpose(0, 1))
+        cells_BKC = self._cells(x_, arguments, chosen)
+        return _wide(cells_BKC.transpose(1, 2).reshape(len(cells_BKC), groups, -1).transpose(0, 1))
 
-    def _patches(self, x_: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    def _cells(self, x_: Tensor, arguments: Mapping[str, Any], chosen: Tensor | None) -> Tensor:
+        """What the kernel lies on, row by row: shape (B, kernel positions, channels)."""
         kernel = arguments["weight"].shape[2:]
         step, dilation = (_each(arguments[name], self.spatial) for name in ("stride", "dilation"))
-        padding = arguments["padding"]
-        if padding == "same":
-            total = [d * (k - 1) for d, k in zip(dilation, kernel)]
-            pads = [(t // 2, t - t // 2) for t in total]
-        else:
-            pads = [(p, p) for p in _each(0 if padding == "valid" else padding, self.spatial)]
+        pads = _padding(arguments["padding"], kernel, dilation)
         padded = F.pad(x_, [side for pair in reversed(pads) for side in pair])
-        shifted = []
-        for offset in product(*map(range, kernel)):
-            place: list[slice] = []
-            for k, (at, d, s, size) in enumerate(zip(offset, dilation, step, kernel)):
-                count = (padded.shape[2 + k] - d * (size - 1) - 1) // s + 1
-                place.append(slice(at * d, at * d + s * (count - 1) + 1, s))
-            shifted.append(padded[(slice(None), slice(None), *place)].flatten(2))
-        return torch.stack(shifted, 2)
+        sizes = padded.shape[2:]
+        counts = [(size - d * (k - 1) - 1) // s + 1 for size, k, d, s in zip(sizes, kernel, dilation, step)]
+        starts = _places(counts, step, sizes).to(x_.device)
+        offsets = _places(kernel, dilation, sizes).to(x_.device)
+        rows = torch.arange(len(padded) * len(starts), device=x_.device) if chosen is None else chosen
+        first_B = rows // len(starts) * sizes.numel() + starts[rows % len(starts)]
+        return padded.movedim(1, -1).reshape(-1, padded.shape[1])[first_B[:, None] + offsets]
 
     def outputs(self, y: Tensor, groups: int = 1, chosen: Tensor | None = None) -> Tensor:
         """What the call gave, or something of its shape, in the order of :meth:`rows`, shape (G, B, O)."""
@@ -221,6 +210,26 @@ def _own_parameters(trace: Trace) -> dict[int, str]:
 def _wide(values: Tensor) -> Tensor:
     """The values, those in half precision as float32."""
     return values.float() if values.dtype.itemsize < 4 else values
+
+
+def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[tuple[int, int]]:
+    """What is added before and after, by dimension."""
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel)]
+        return [(t // 2, t - t // 2) for t in total]
+    return [(p, p) for p in _each(0 if padding == "valid" else padding, len(kernel))]
+
+
+def _places(counts: Sequence[int], step: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Numbers of the cells at `0, step, 2 * step ...` along each dimension of a flattened map.
+
+    >>> _places([2, 2], [2, 1], [4, 5]).tolist()
+    [0, 1, 10, 11]
+    """
+    places = torch.zeros(1, dtype=torch.long)
+    for count, each, size in zip(counts, step, sizes):
+        places = (places[:, None] * size + torch.arange(count) * each).flatten()
+    return places
 
 
 def _each(item: Any, count: int) -> list[int]:

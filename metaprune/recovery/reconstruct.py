@@ -11,7 +11,7 @@ Legend of the tensor suffixes: as in :mod:`metaprune.graph.linear_calls`.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -121,16 +121,14 @@ class Reconstruct(Recovery):
         generator = torch.Generator().manual_seed(seed + fit.call.op.index)
         for pair in pairs:
             pair.go_to(fit, self.rows // len(pairs), generator)
-        sums = _Sums(centred=fit.intercept is not None)
+        rows = [pair.rows(fit) for pair in pairs]
+        sums = _Sums(rows, centred=fit.intercept is not None)
         for turn in range(1 + (self.relaxed if fit.rectified else 0)):
-            sums.start()
-            for pair in pairs:
-                sums.add(*pair.rows(fit, relaxed=turn > 0))
-            if sums.unchanged:
+            if not sums.look(relaxed=turn > 0):
                 break
             fit.change(*sums.solved(self.ridge, self.only_bias or not fit.weight.requires_grad))
-            for pair in pairs:
-                pair.make_again(fit)
+        for pair in pairs:
+            pair.make_again(fit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +143,7 @@ class Fit:
         rectified: Of what `stop` is about, only the positive part is read.
         weight: Of the cut network.
         intercept: Its bias, or the running mean of the BatchNorm after it; None where there is neither.
-        inverse: What a change behind the BatchNorm is before it, by channel; None without one.
+        scale: What the BatchNorm multiplies each channel by; None without one.
         kept: Dimensions of the result that are cut, and which positions are left.
     """
 
@@ -155,7 +153,7 @@ class Fit:
     rectified: bool
     weight: Tensor
     intercept: Tensor | None
-    inverse: Tensor | None
+    scale: Tensor | None
     kept: tuple[tuple[int, Tensor], ...]
 
     @property
@@ -197,20 +195,17 @@ class _Pair:
         chosen = torch.randperm(count, generator=generator)[: max(1, rows)].to(self.wanted.device)
         self.chosen = chosen if len(chosen) < count else None
 
-    def rows(self, fit: Fit, relaxed: bool) -> tuple[Tensor, Tensor, float]:
-        """What the layer reads (G, B, D), what its result lacks (G, B, O), and the mean square of what it should be.
-
-        Args:
-            fit: The layer.
-            relaxed: What a ReLU makes zero may have any value that is not positive.
-        """
-        present, wanted = self._result(fit, self.slim), self.wanted
-        lacks = (torch.where(wanted > 0, wanted, present.clamp_max(0)) if relaxed else wanted) - present
+    def rows(self, fit: Fit) -> "_Rows":
+        """Samples and places of what a layer reads and of what becomes of it."""
         arguments = self._calls[fit.call.op.index].arguments
-        if fit.operand and fit.inverse is not None:
-            lacks = lacks * fit.inverse.view(1, -1, *[1] * fit.call.spatial)
-        r_GBO = fit.call.outputs(lacks, int(arguments.get("groups", 1)), self.chosen)
-        return fit.call.rows(arguments, self.chosen), r_GBO, float(wanted.square().mean())
+        groups = int(arguments.get("groups", 1))
+        present, wanted = (
+            fit.call.outputs(tensor, groups, self.chosen) for tensor in (self._result(fit, self.slim), self.wanted)
+        )
+        scale_GO = None
+        if fit.operand and fit.scale is not None:
+            scale_GO = fit.scale.reshape(groups, -1)
+        return _Rows(fit.call.rows(arguments, self.chosen), present, wanted, scale_GO)
 
     def make_again(self, fit: Fit) -> None:
         """Put the result with the new weights where it is about to be read."""
@@ -239,66 +234,93 @@ class _Pair:
             self._calls[call.op.index] = call
 
 
-def _inverse(scale_C: Tensor) -> Tensor:
-    """One over a scale; 0 for channels that it lets almost nothing through."""
-    through_C = scale_C.abs() > _SMALLEST * scale_C.abs().max()
-    return torch.where(through_C, 1 / torch.where(through_C, scale_C, 1), 0)
-
-
 @dataclass
-class _Sums:
-    """Moments of what a layer reads and lacks, added up over batches.
+class _Rows:
+    """Some samples and places of one batch.
 
     Attributes:
-        centred: There is an intercept.
-        origin_GD: What inputs are counted from, near their mean, because differences of large sums are inexact.
-        factor_GDD: Cholesky factor of the damped second moment, once it is known.
+        x_GBD: What the layer reads.
+        present_GBO: What becomes of its result in the cut network.
+        wanted_GBO: What that is in the dense one.
+        scale_GO: What the result is multiplied by before that, by a BatchNorm; None for nothing.
     """
 
-    centred: bool
-    origin_GD: Tensor | None = None
-    factor_GDD: Tensor | None = None
+    x_GBD: Tensor
+    present_GBO: Tensor
+    wanted_GBO: Tensor
+    scale_GO: Tensor | None
 
-    def start(self) -> None:
-        """Forget all sums; what the layer reads will be the same as before."""
-        self.count, self.lacking, self.given = 0, 0.0, 0.0
-        self.moments: list[Tensor] = []
+    def lacks(self, relaxed: bool) -> Tensor:
+        """What the result of the layer lacks, (G, B, O); relaxed, what a ReLU makes zero may be anything negative."""
+        wanted, present = self.wanted_GBO, self.present_GBO
+        lacks = (torch.where(wanted > 0, wanted, present.clamp_max(0)) if relaxed else wanted) - present
+        return lacks if self.scale_GO is None else lacks * _inverse(self.scale_GO)[:, None]
 
-    def add(self, x_GBD: Tensor, r_GBO: Tensor, given: float) -> None:
-        """Add the rows of a batch, and the mean square of what it should be."""
-        if self.origin_GD is None:
-            self.origin_GD = x_GBD.mean(1) if self.centred else x_GBD.new_zeros(x_GBD.shape[0], x_GBD.shape[2])
-        x_GBD = x_GBD - self.origin_GD[:, None]
-        parts = [x_GBD.mT @ r_GBO, x_GBD.sum(1), r_GBO.sum(1)]
-        if self.factor_GDD is None:
-            parts.append(x_GBD.mT @ x_GBD)
-        parts = [part.double() for part in parts]
-        self.moments = [total + part for total, part in zip(self.moments, parts)] if self.moments else parts
-        self.count += x_GBD.shape[1]
-        self.lacking += float(r_GBO.square().mean())
-        self.given += given
+    def change(self, weight_GDO: Tensor, shift_GO: Tensor) -> None:
+        """Follow a change of weight and intercept."""
+        change = self.x_GBD @ weight_GDO.to(self.x_GBD.dtype) + shift_GO[:, None].to(self.x_GBD.dtype)
+        self.present_GBO = self.present_GBO + (change if self.scale_GO is None else change * self.scale_GO[:, None])
 
-    @property
-    def unchanged(self) -> bool:
-        """The layer lacks nothing but rounding."""
-        return self.lacking <= _UNCHANGED * self.given
 
-    def solved(self, ridge: float, only_bias: bool) -> tuple[Tensor, Tensor]:
-        """Changes of the weight (G, D, O) and of the intercept (G, O)."""
-        assert self.origin_GD is not None
-        xr_GDO, x_GD, r_GO, *xx = (total / self.count for total in self.moments)
-        if not all(bool(moment.isfinite().all()) for moment in self.moments):
+def _inverse(scale: Tensor) -> Tensor:
+    """One over a scale; 0 for channels that it lets almost nothing through."""
+    through = scale.abs() > _SMALLEST * scale.abs().max()
+    return torch.where(through, 1 / torch.where(through, scale, 1), 0)
+
+
+class _Sums:
+    """Moments of what a layer reads and lacks, over the rows of all batches.
+
+    Args:
+        rows: One entry a batch; inputs are counted from near their mean from now on, because differences of large sums
+            are inexact.
+        centred: There is an intercept.
+    """
+
+    def __init__(self, rows: Sequence[_Rows], centred: bool) -> None:
+        self.rows, self.centred = rows, centred
+        x_GBD = rows[0].x_GBD
+        self.origin_GD = x_GBD.mean(1) if centred else torch.zeros_like(x_GBD[:, 0])
+        for part in rows:
+            part.x_GBD = part.x_GBD - self.origin_GD[:, None]
+        self.count = sum(part.x_GBD.shape[1] for part in rows)
+        self.given = sum(float(part.wanted_GBO.square().sum()) for part in rows)
+        self.x_GD = self._mean(part.x_GBD.sum(1) for part in rows) * centred
+        self._factor_GDD: Tensor | None = None
+
+    def _mean(self, sums: Iterable[Tensor]) -> Tensor:
+        total = torch.stack([part.double() for part in sums]).sum(0) / self.count
+        if not bool(total.isfinite().all()):
             raise InputError(
                 "activations must be finite, but those of the calibration data are not. Look for NaN or infinities in "
                 "the weights and in the data."
             )
-        if only_bias:
-            return torch.zeros_like(xr_GDO), r_GO
-        centre_GD = x_GD if self.centred else torch.zeros_like(x_GD)
-        if self.factor_GDD is None:
-            self.factor_GDD = damped_factor(xx[0] - centre_GD[:, :, None] * centre_GD[:, None], ridge)
-        change_GDO = torch.cholesky_solve(xr_GDO - centre_GD[:, :, None] * r_GO[:, None], self.factor_GDD)
-        return change_GDO, r_GO - ((x_GD + self.origin_GD)[:, None] @ change_GDO)[:, 0]
+        return total
+
+    def look(self, relaxed: bool) -> bool:
+        """See what the layer lacks now; whether it is more than rounding."""
+        lacks = [part.lacks(relaxed) for part in self.rows]
+        self.r_GO = self._mean(r_GBO.sum(1) for r_GBO in lacks)
+        self.xr_GDO = self._mean(part.x_GBD.mT @ r_GBO for part, r_GBO in zip(self.rows, lacks))
+        return sum(float(r_GBO.square().sum()) for r_GBO in lacks) > _UNCHANGED * self.given
+
+    def solved(self, ridge: float, only_bias: bool) -> tuple[Tensor, Tensor]:
+        """Changes of the weight (G, D, O) and of the intercept (G, O), which the rows follow."""
+        change_GDO, shift_GO = torch.zeros_like(self.xr_GDO), self.r_GO * self.centred
+        if not only_bias:
+            xr_GDO = self.xr_GDO - self.x_GD[:, :, None] * shift_GO[:, None]
+            change_GDO = torch.cholesky_solve(xr_GDO, self._factor(ridge))
+            shift_GO = shift_GO - (self.x_GD[:, None] @ change_GDO)[:, 0]
+        for part in self.rows:
+            part.change(change_GDO, shift_GO)
+        return change_GDO, shift_GO - (self.origin_GD.double()[:, None] @ change_GDO)[:, 0]
+
+    def _factor(self, ridge: float) -> Tensor:
+        """Of the damped second moment of what the layer reads, which stays the same."""
+        if self._factor_GDD is None:
+            xx_GDD = self._mean(part.x_GBD.mT @ part.x_GBD for part in self.rows)
+            self._factor_GDD = damped_factor(xx_GDD - self.x_GD[:, :, None] * self.x_GD[:, None], ridge)
+        return self._factor_GDD
 
 
 def find_fits(network: Network, plan: Plan, slim: nn.Module) -> list[Fit]:
@@ -329,8 +351,8 @@ def find_fits(network: Network, plan: Plan, slim: nn.Module) -> list[Fit]:
             (stop, operand), rectified = behind, True
         kept = [(k, layout.kept(dim, alive)) for k, dim in enumerate(call.y.dims)]
         cut = tuple((k, torch.from_numpy(left.nonzero()[0])) for k, left in kept if left is not None and not left.all())
-        inverse = _inverse(call.norm.scale(own)) if call.norm else None
-        fits.append(Fit(call, stop, operand, rectified, weight, intercept, inverse, cut))
+        scale = call.norm.scale(own) if call.norm else None
+        fits.append(Fit(call, stop, operand, rectified, weight, intercept, scale, cut))
     return sorted(fits, key=lambda fit: fit.stop.index)
 
 
