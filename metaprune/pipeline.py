@@ -121,6 +121,7 @@ def plan(
         "seed": seed,
         "calibration": calibration if judge.needs or divide.needs or (learnt and data is not None) else 0,
         **({} if metanet is None else {"metanet": metanet}),
+        **({} if verdict.additivity is None else {"additivity": round(verdict.additivity, 4)}),
         **network.traced_with,
     }
     return Plan(edits, network.fingerprint, made_by)

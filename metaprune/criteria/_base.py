@@ -25,10 +25,13 @@ class Verdict:
         scores: The worth of every unit.
         curves: Predicted loss of each axis with k units kept, the best by score, where the criterion knows it better
             than as a sum of scores; else empty.
+        additivity: How far losses of axes add up when several are cut, where that was measured: the squared correlation
+            of the loss of sets of axes with the sum over them. It says how much a knapsack over curves can be trusted.
     """
 
     scores: Scores
     curves: Curves = field(default_factory=dict)
+    additivity: float | None = None
 
 
 @dataclass(frozen=True)

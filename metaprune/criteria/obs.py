@@ -56,7 +56,8 @@ class Obs(Criterion):
         rows: Most samples x places that are looked at for one layer, at least 1.
         ridge: Added to the diagonal of H, relative to its mean, above 0.
         measured: Samples on which the output of the network is compared; 0 leaves curves in units of the layers.
-        shares: Parts of an axis that are removed to measure, each between 0 and 1.
+        share: Part of an axis that is removed to measure, between 0 and 1.
+        joint: Sets of axes that are measured together, to see how far errors add up; 0 leaves that open.
         steps: At most so many removals an axis; more units than that leave several at a time.
     """
 
@@ -67,17 +68,18 @@ class Obs(Criterion):
     rows: int = 16384
     ridge: float = 1e-3
     measured: int = 256
-    shares: tuple[float, ...] = (0.5,)
+    share: float = 0.5
+    joint: int = 8
     steps: int = 256
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 1), ("rows", 1), ("measured", 0), ("steps", 1)):
+        for name, least in (("samples", 1), ("rows", 1), ("measured", 0), ("joint", 0), ("steps", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"`{name} >= {least}` must hold, but {name}={getattr(self, name)}.")
         if not self.ridge > 0:
             raise ConfigError(f"`ridge > 0` must hold, but ridge={self.ridge}. 1e-3 is a good start.")
-        if not self.shares or not all(0 < share < 1 for share in self.shares):
-            raise ConfigError(f"`0 < share < 1` must hold for each of `shares`, but they are {self.shares}.")
+        if not 0 < self.share < 1:
+            raise ConfigError(f"`0 < share < 1` must hold, but share={self.share}.")
 
     def _score(self, network: Network, calibration: Calibration) -> Scores:
         return self._judge(network, calibration).scores
@@ -92,18 +94,38 @@ class Obs(Criterion):
         wanted = run.outputs(self.measured)
         scores: Scores = {}
         curves: Curves = {}
+        cuts: dict[str, _Cut] = {}
         for name, several in consumers.items():
             size = network.axis(name).size
-            left = (
-                sorted({max(1, round(size * (1 - share))) for share in self.shares} - {size}) if self.measured else []
-            )
+            left = max(1, round(size * (1 - self.share)))
             healed = [_Healed(one, model, moments[one.call.op.index], self.ridge) for one in several]
             curve_K, order = eliminate([b for one in healed for b in one.blocks], size, -(-size // self.steps), left)
-            if left:
-                curve_K = curve_K * _ratios(curve_K, [run.distortion(wanted, healed, k) for k in left], left)
-            curves[name] = curve_K
-            scores[name] = _scores(curve_K, order)
-        return Verdict(scores, curves)
+            if self.measured:
+                cuts[name] = _Cut(healed, run.error(wanted, healed))
+                curve_K = curve_K * (cuts[name].error / max(float(curve_K[left]), 1e-300))
+            curves[name], scores[name] = curve_K, _scores(curve_K, order)
+        return Verdict(scores, curves, self._additivity(run, wanted, list(cuts.values()), calibration.generator()))
+
+    def _additivity(
+        self, run: "_Runs", wanted: Sequence[Tensor], cuts: Sequence["_Cut"], generator: torch.Generator
+    ) -> float | None:
+        """Squared correlation of what sets of axes do to the output with what they do one by one; None if not measured.
+
+        A layer that reads several axes of a set has the weights for one of them, so no set has two such axes.
+        """
+        together, alone = [], []
+        for number in range(self.joint if len(cuts) > 1 else 0):
+            chosen: list[_Cut] = []
+            share = (number + 1) / self.joint
+            for k in torch.randperm(len(cuts), generator=generator).tolist()[: max(2, round(share * len(cuts)))]:
+                taken = {one.call.op.index for cut in chosen for one in cut.healed}
+                if taken.isdisjoint(one.call.op.index for one in cuts[k].healed):
+                    chosen.append(cuts[k])
+            together.append(run.error(wanted, [one for cut in chosen for one in cut.healed]))
+            alone.append(sum(cut.error for cut in chosen))
+        if len(together) < 3 or not np.ptp(together) or not np.ptp(alone):
+            return None
+        return float(np.corrcoef(together, alone)[0, 1] ** 2)
 
 
 def _scores(curve_K: Tensor, order: Sequence[int]) -> Tensor:
@@ -115,13 +137,17 @@ def _scores(curve_K: Tensor, order: Sequence[int]) -> Tensor:
     return score_U
 
 
-def _ratios(curve_K: Tensor, measured: Sequence[float], left: Sequence[int]) -> Tensor:
-    """What a curve is to be multiplied by, so that it passes through what was measured; linear between."""
-    seen = [(k, value / float(curve_K[k])) for k, value in zip(left, measured) if float(curve_K[k]) > 0]
-    if not seen:
-        return torch.ones_like(curve_K)
-    places, ratios = map(list, zip(*seen))
-    return torch.from_numpy(np.interp(np.arange(len(curve_K)), places, ratios))
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """An axis without some of its units.
+
+    Attributes:
+        healed: Its consumers.
+        error: Of the output, when it alone is cut.
+    """
+
+    healed: "list[_Healed]"
+    error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,10 +263,10 @@ class _Runs:
         """What the network as it is gives, batch by batch."""
         return [tensors_in(self.forward(batch))[0] for batch in self.batches(samples)] if samples else []
 
-    def distortion(self, wanted: Sequence[Tensor], healed: Sequence["_Healed"], left: int) -> float:
-        """Relative squared error of the output with the weights that consumers had when so many units were left."""
+    def error(self, wanted: Sequence[Tensor], healed: Sequence["_Healed"]) -> float:
+        """Relative squared error of the output when consumers have the weights for what is left of their axes."""
         for one in healed:
-            one.put(left)
+            one.put()
         seen = self.outputs(sum(map(len, wanted)))
         for one in healed:
             one.put_back()
@@ -275,11 +301,11 @@ class _Healed:
         ]
         self.groups = [g for g, unit_C in enumerate(units_GC) if (unit_C >= 0).any()]
 
-    def put(self, left: int) -> None:
-        """Give the layer the weights that are best for so many units."""
+    def put(self) -> None:
+        """Give the layer the weights that are best for the units that blocks were to remember."""
         matrix_GDO = self.matrix_GDO.clone()
         for group, block in zip(self.groups, self.blocks):
-            matrix_GDO[group] = block.seen[left]
+            matrix_GDO[group] = block.seen_DO
         self.weight.copy_(self.call.weight_of(matrix_GDO, self.weight.shape))
         if self.intercept is not None:
             shift_C = (self.moments.mean_GD[:, None] @ (self.matrix_GDO - matrix_GDO)).flatten()
@@ -303,7 +329,7 @@ class Block:
         weight_O: What squared errors of the outputs are multiplied by.
 
     Attributes:
-        seen: Weights (D, O) as they were at chosen numbers of units left.
+        seen_DO: Weights as they were when :meth:`remember` was called.
     """
 
     def __init__(self, h_DD: Tensor, w_DO: Tensor, unit_D: Labels, ridge: float, weight_O: Tensor) -> None:
@@ -314,7 +340,7 @@ class Block:
         self.w_DO = w_DO[self.columns]
         self.p_DD = torch.cholesky_inverse(damped_factor(h_DD[self.columns][:, self.columns][None], ridge)[0])
         self.shape, self.weight_O = w_DO.shape, weight_O
-        self.seen: dict[int, Tensor] = {}
+        self.seen_DO = w_DO
 
     def losses(self) -> Tensor:
         """What leaving of each unit that is left adds, shape (units left,)."""
@@ -338,21 +364,19 @@ class Block:
         self.columns, self.units = self.columns[stay], np.delete(self.units, gone)
         return float((w_gO * solved[:, :o] * self.weight_O).sum())
 
-    def remember(self, left: int) -> None:
+    def remember(self) -> None:
         """Keep the weights as they are now."""
-        self.seen[left] = self.w_DO.new_zeros(self.shape).index_copy_(0, self.columns, self.w_DO)
+        self.seen_DO = self.w_DO.new_zeros(self.shape).index_copy_(0, self.columns, self.w_DO)
 
 
-def eliminate(
-    blocks: Sequence[Block], size: int, at_once: int = 1, remember: Sequence[int] = ()
-) -> tuple[Tensor, list[int]]:
+def eliminate(blocks: Sequence[Block], size: int, at_once: int = 1, remember: int = 0) -> tuple[Tensor, list[int]]:
     """Let all units of an axis leave, those that are missed least first.
 
     Args:
         blocks: Every group of every consumer of the axis.
         size: Units of the axis; those that no block reads cost nothing.
         at_once: So many leave together.
-        remember: Numbers of units left at which blocks keep their weights.
+        remember: Number of units left at which blocks remember their weights.
 
     Returns:
         The loss with k units kept, float64, shape (size + 1,), and the units in the order in which they left.
@@ -364,15 +388,14 @@ def eliminate(
         for block in blocks:
             if len(block.units):
                 added_U[block.units] += block.losses().numpy()
-        ahead = [k for k in remember if k < len(left)]
-        count = min(at_once, len(left) - max(ahead, default=0))
+        count = min(at_once, len(left) - (remember if remember < len(left) else 0))
         leaving = left[np.argsort(added_U[left], kind="stable")[:count]]
         order += leaving.tolist()
         left = np.setdiff1d(left, leaving)
         known.append(len(left))
         losses.append(losses[-1] + sum(block.remove(leaving.tolist()) for block in blocks))
-        if len(left) in remember:
+        if len(left) == remember:
             for block in blocks:
-                block.remember(len(left))
+                block.remember()
     curve_K = np.interp(np.arange(size + 1), known[::-1], losses[::-1])
     return torch.from_numpy(curve_K), order

@@ -40,13 +40,13 @@ def refit(h_DD: Tensor, w_DO: Tensor, kept: np.ndarray) -> tuple[float, Tensor]:
 def test_the_curve_is_that_of_least_squares(seed: int) -> None:
     h_DD, w_DO, unit_D = problem(seed)
     block = Block(h_DD, w_DO, unit_D, 1e-14, ONES)
-    curve_K, order = eliminate([block], UNITS, remember=[3])
+    curve_K, order = eliminate([block], UNITS, remember=3)
     for left in range(UNITS + 1):
         kept = np.isin(unit_D, order[: UNITS - left], invert=True).nonzero()[0]
         loss, best_DO = refit(h_DD, w_DO, kept)
         assert float(curve_K[left]) == pytest.approx(loss, rel=1e-8, abs=1e-10)
         if left == 3:
-            torch.testing.assert_close(block.seen[3], best_DO, rtol=1e-7, atol=1e-9)
+            torch.testing.assert_close(block.seen_DO, best_DO, rtol=1e-7, atol=1e-9)
     assert curve_K[-1] == 0
 
 
@@ -110,7 +110,7 @@ def test_curves_are_what_happens_at_the_output() -> None:
     model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 4)).double().eval()
     network = trace(model, torch.zeros(2, 5).double())
     seen = Calibration(lambda: iter([(torch.randn(64, 5, generator=torch.Generator().manual_seed(1)).double(),)]))
-    verdict = Obs(ridge=1e-10, measured=64, shares=(0.5,)).judge(network, seen)
+    verdict = Obs(ridge=1e-10, measured=64, share=0.5).judge(network, seen)
     x = torch.randn(64, 5, generator=torch.Generator().manual_seed(1)).double()
     with torch.no_grad():
         hidden, wanted = torch.relu(model[0](x)), model(x)
@@ -121,6 +121,27 @@ def test_curves_are_what_happens_at_the_output() -> None:
         lost, wanted = (scores - scores.mean(1, keepdim=True) for scores in (out - wanted, wanted))
         error = float(lost.square().sum() / wanted.square().sum())
     assert float(verdict.curves["0"][6]) == pytest.approx(error, rel=1e-4)
+
+
+def test_errors_of_parallel_branches_add_up() -> None:
+    """Branches that see different inputs are wrong independently, and the certificate says so."""
+
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ModuleList(nn.Linear(3, 16) for _ in range(6))
+            self.down = nn.ModuleList(nn.Linear(16, 4) for _ in range(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = zip(self.up, self.down, x.split(3, dim=1))
+            return sum(down(torch.relu(up(part))) * (k + 1) for k, (up, down, part) in enumerate(parts))
+
+    torch.manual_seed(0)
+    network = trace(Parallel(), torch.zeros(2, 18))
+    verdict = Obs(measured=128, share=0.75).judge(network, calibration((18,)))
+    assert verdict.additivity is not None
+    assert 0.9 < verdict.additivity <= 1
+    assert Obs(joint=0).judge(network, calibration((18,))).additivity is None
 
 
 @pytest.mark.parametrize("name", ["vit_tiny", "cifar_resnext29", "cifar_mobilenet_v2", "gru_classifier"])
@@ -139,7 +160,8 @@ def test_axes_of_any_network_get_falling_curves(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"samples": 0}, {"rows": 0}, {"ridge": 0.0}, {"measured": -1}, {"shares": (1.0,)}, {"steps": 0}]
+    "options",
+    [{"samples": 0}, {"rows": 0}, {"ridge": 0.0}, {"measured": -1}, {"share": 1.0}, {"joint": -1}, {"steps": 0}],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="must hold"):
