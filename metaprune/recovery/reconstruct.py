@@ -11,7 +11,7 @@ Legend of the tensor suffixes: as in :mod:`metaprune.graph.linear_calls`.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -46,7 +46,7 @@ class Reconstruct(Recovery):
     already. Where the result is added to something (a residual stream), the target makes up for what that has lost so
     far; where a ReLU follows, further fits let go of what is negative in both networks. The ridge draws towards the
     present weights, so that a network that lacks nothing stays as it is. Biases take the means; without a bias, a
-    BatchNorm after the layer does.
+    BatchNorm after the layer does. Of a layer whose weight has masked entries, only the bias changes.
 
     All batches go forward side by side through the dense and the cut network, so that each is run once. Memory: what
     the calibration samples keep alive in both networks at one place.
@@ -87,7 +87,7 @@ class Reconstruct(Recovery):
         assert context.dense is not None
         batches = self._batches(context)
         network = context.network or trace(context.dense, batches[0][0])
-        fits = find_fits(network, context.plan or Plan(()), model.eval())
+        fits = find_fits(network, context.plan or Plan(()), model.eval(), context.masks)
         dense = copy.deepcopy(context.dense).to(context.device).eval()
 
         def forwards(net: nn.Module) -> list[Callable[[], Any]]:
@@ -126,7 +126,7 @@ class Reconstruct(Recovery):
         for turn in range(1 + (self.relaxed if fit.rectified else 0)):
             if not sums.look(relaxed=turn > 0):
                 break
-            fit.change(*sums.solved(self.ridge, self.only_bias or not fit.weight.requires_grad))
+            fit.change(*sums.solved(self.ridge, self.only_bias or fit.fixed))
         for pair in pairs:
             pair.make_again(fit)
 
@@ -142,6 +142,7 @@ class Fit:
         operand: The argument of `stop` that comes from the layer; empty for the layer itself.
         rectified: Of what `stop` is about, only the positive part is read.
         weight: Of the cut network.
+        fixed: The weight must stay: it takes no gradient, or some of its entries are masked.
         intercept: Its bias, or the running mean of the BatchNorm after it; None where there is neither.
         scale: What the BatchNorm multiplies each channel by; None without one.
         kept: Dimensions of the result that are cut, and which positions are left.
@@ -152,6 +153,7 @@ class Fit:
     operand: str
     rectified: bool
     weight: Tensor
+    fixed: bool
     intercept: Tensor | None
     scale: Tensor | None
     kept: tuple[tuple[int, Tensor], ...]
@@ -208,12 +210,13 @@ class _Pair:
         return _Rows(fit.call.rows(arguments, self.chosen), present, wanted, scale_GO)
 
     def make_again(self, fit: Fit) -> None:
-        """Put the result with the new weights where it is about to be read."""
+        """Put the result with the new weights where it is about to be read, and let go of what made it."""
+        call = self._calls.pop(fit.call.op.index)
         if not fit.operand:
             return
-        out = self._calls[fit.call.op.index].make()
+        out = call.make()
         if fit.call.norm is not None:
-            out = self._calls[fit.call.norm.op.index].make(input=out)
+            out = self._calls.pop(fit.call.norm.op.index).make(input=out)
         self._at(self.slim).arguments[fit.operand].copy_(out)
 
     def _result(self, fit: Fit, steps: Steps) -> Tensor:
@@ -323,7 +326,7 @@ class _Sums:
         return self._factor_GDD
 
 
-def find_fits(network: Network, plan: Plan, slim: nn.Module) -> list[Fit]:
+def find_fits(network: Network, plan: Plan, slim: nn.Module, masked: Collection[str] = ()) -> list[Fit]:
     """What is to be fitted in a cut network, in the order in which it can be.
 
     Raises:
@@ -339,7 +342,8 @@ def find_fits(network: Network, plan: Plan, slim: nn.Module) -> list[Fit]:
         weight, intercept = own[call.weight], own.get(call.intercept)
         if isinstance(intercept, nn.Parameter) and not intercept.requires_grad:
             intercept = None
-        if not weight.requires_grad and intercept is None:
+        fixed = not weight.requires_grad or call.weight in masked
+        if fixed and intercept is None:
             continue
         stop, operand, rectified = call.op, "", False
         behind = _only(readers[call.norm.op.outputs[0] if call.norm else call.y.index])
@@ -352,7 +356,7 @@ def find_fits(network: Network, plan: Plan, slim: nn.Module) -> list[Fit]:
         kept = [(k, layout.kept(dim, alive)) for k, dim in enumerate(call.y.dims)]
         cut = tuple((k, torch.from_numpy(left.nonzero()[0])) for k, left in kept if left is not None and not left.all())
         scale = call.norm.scale(own) if call.norm else None
-        fits.append(Fit(call, stop, operand, rectified, weight, intercept, scale, cut))
+        fits.append(Fit(call, stop, operand, rectified, weight, fixed, intercept, scale, cut))
     return sorted(fits, key=lambda fit: fit.stop.index)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -185,6 +186,22 @@ def test_nothing_that_must_stay_is_changed() -> None:
     assert torch.equal(healed.table.weight, slim.table.weight)
     assert torch.equal(healed.inner.weight, slim.inner.weight)
     assert not torch.equal(healed.outer.weight, slim.outer.weight)
+
+
+def test_masked_weights_stay_as_they_are() -> None:
+    model = randomised(zoo.build("digits_cnn"))
+    network = trace(model, zoo.example_inputs("digits_cnn"))
+    plan, data = halved(network), batches((1, 8, 8))
+    slim = network.apply(plan).eval()
+    kept = torch.ones_like(slim.conv2.weight, dtype=torch.bool)
+    kept[:, 0] = False
+    with torch.no_grad():
+        slim.conv2.weight[~kept] = 0
+    seen = replace(context(network, plan, data), masks={"conv2.weight": kept})
+    healed = Reconstruct().recover(slim, seen).model
+    assert torch.equal(healed.conv2.weight, slim.conv2.weight)
+    assert not torch.equal(healed.bn2.running_mean, slim.bn2.running_mean)
+    assert not torch.equal(healed.linear.weight, slim.linear.weight)
 
 
 def test_another_plan_is_refused() -> None:
