@@ -65,9 +65,9 @@ class Reconstruct(Recovery):
     """
 
     name: ClassVar[str] = "reconstruct"
-    samples: int = 512
+    samples: int = 1024
     ridge: float = 1e-3
-    rows: int = 32768
+    rows: int = 65536
     relaxed: int = 2
     only_bias: bool = False
 
