@@ -210,7 +210,11 @@ BAD: dict[str, tuple[str, list[str], list[str]]] = {
     "objective": ("@steps: 24@objectives: {amortized: 1}@", [], [":14: `training`: ", "Did you mean 'amortised'"]),
     "criterion to read": ("@rank: 2@reads: [tailor]@", [], ["Did you mean 'taylor'"]),
     "population": ("population: 3\n", [], ["`population` must be a recipe"]),
-    "two populations": ("population: default\n", [], ["what the population is, the recipe 'default' says", "Leave `data` or `population`"]),
+    "two populations": (
+        "population: default\n",
+        [],
+        ["what the population is, the recipe 'default' says", "Leave `data` or `population` out"],
+    ),
     "mode": ("@rank: 2@mode: old@", [], [":13: `shape.mode` must be 'default'"]),
     "scores of what only edits": (
         "@{hidden: 16, layers: 1, heads: 4, rank: 2}@{mode: paper, hidden: 16}@",
