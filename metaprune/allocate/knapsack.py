@@ -29,7 +29,7 @@ def knapsack(values: Sequence[Numbers], costs: Sequence[Numbers], limit: float, 
         The place of the chosen level of each item; ties go to the cheapest, then to the first. None if nothing fits.
 
     >>> knapsack([np.array([5.0, 1, 0]), np.array([4.0, 0])], [np.array([0.0, 2, 3]), np.array([0.0, 2])], 3)
-    [1, 0]
+    [2, 0]
     """
     room = limit - sum(float(cost_L.min()) for cost_L in costs)
     if room < 0:

@@ -42,7 +42,7 @@ from metaprune.metatrain import (
     survey_population,
 )
 from metaprune.metatrain.loop import check_objectives
-from metaprune.metatrain.recipe import KEYS, POPULATION, SECTIONS
+from metaprune.metatrain.recipe import KEYS, SECTIONS
 from metaprune.metatrain.survey import CALIBRATION, calibration_images
 from metaprune.pipeline import timed
 from metaprune.report import numbers
@@ -148,17 +148,7 @@ def read_recipe(path: str | Path, *, steps: int | None = None, seed: int | None 
         InputError: There is no such file, or it cannot be read.
         ConfigError: A key or a value does not fit; file and line are named.
     """
-    keys = (*KEYS, *SECTIONS, POPULATION)
-    written = load_recipe(path, COMMAND, keys)
-    source = written.values.get(POPULATION)
-    if source is not None and not isinstance(source, str):
-        raise ConfigError(f"{written.where(POPULATION)} must be a recipe, but it is {source!r}.")
-    own = next((key for key in KEYS if key in written.values), None)
-    if source is not None and own is not None:
-        raise ConfigError(
-            f"{written.where(own)}: what the population is, the recipe {source!r} says. Leave `{own}` or "
-            f"`{POPULATION}` out."
-        )
+    written = load_recipe(path, COMMAND, (*KEYS, *SECTIONS))
 
     def section(name: str, kind: type[Any], **flags: Any) -> Any:
         return options_of(kind, flags, written.section(name, [part.name for part in fields(kind)]))
@@ -166,7 +156,7 @@ def read_recipe(path: str | Path, *, steps: int | None = None, seed: int | None 
     mode = written.section("shape", [part.name for kind in SHAPES.values() for part in fields(kind)]).values.get("mode")
     mode = mode if mode in SHAPES else "default"
     return Asked(
-        population=Recipe.of(written if source is None else load_recipe(source, COMMAND, keys)),
+        population=Recipe.of(written),
         survey=section("survey", Survey),
         shape=section("shape", SHAPES[mode]),
         training=section("training", MetaTraining, steps=steps, seed=seed),

@@ -71,11 +71,11 @@ class ReferenceMetanet(nn.Module):
         for features in blocks.features:
             if features.learnt:
                 change = changes[features.node_N, features.type] @ features.code_KQ.T
-                tensors |= dict(features.unstack(features.value_NK + paper.node_ratio * change))
+                tensors |= dict(features.unstack(features.value_NK + paper.shape.node_ratio * change))
         by_frequency = paper.decode_edges(F.layer_norm(edge, edge.shape[1:]))
         sizes = [block.value_SOIK[..., 0].numel() for block in blocks.edges]
         for block, change in zip(blocks.edges, by_frequency.split(sizes), strict=True):
             if block.learnt:
-                value = block.value_SOIK + paper.edge_ratio * (change @ block.code_KQ.T).view_as(block.value_SOIK)
+                value = block.value_SOIK + paper.shape.edge_ratio * (change @ block.code_KQ.T).view_as(block.value_SOIK)
                 tensors |= dict(block.unstack(value))
         return tensors

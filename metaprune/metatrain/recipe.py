@@ -138,13 +138,28 @@ class Recipe:
 
     @classmethod
     def of(cls, written: Written, **given: Any) -> Self:
-        """The recipe among what was written, which may have keys for others too."""
+        """The recipe among what was written, which may have keys for others too.
+
+        Raises:
+            InputError: It takes the population of another recipe, which cannot be read.
+            ConfigError: A key or a value does not fit; file and line are named.
+        """
         own = {key: value for key, value in written.values.items() if key in KEYS}
-        return options_of(cls, given, Written(written.path, own, written.lines))
+        source = own.pop(_POPULATION, None)
+        if source is None:
+            return options_of(cls, given, Written(written.path, own, written.lines))
+        if not isinstance(source, str):
+            raise ConfigError(f"{written.where(_POPULATION)} must be a recipe, but it is {source!r}.")
+        if own:
+            raise ConfigError(
+                f"{written.where(next(iter(own)))}: what the population is, the recipe {source!r} says. Leave "
+                f"`{next(iter(own))}` or `{_POPULATION}` out."
+            )
+        return cls.read(source, **given)
 
 
-KEYS = tuple(part.name for part in fields(Recipe))
-POPULATION = "population"  # instead of these, another recipe that has them
+_POPULATION = "population"  # instead of all other keys, a recipe that has them
+KEYS = (*(part.name for part in fields(Recipe)), _POPULATION)
 SECTIONS = ("survey", "shape", "training")  # what else a recipe of `metaprune metatrain` says
 
 

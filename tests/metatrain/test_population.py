@@ -442,7 +442,8 @@ class TestRecipes:
     @pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("metatrain/")])
     def test_a_shipped_recipe_can_be_built(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("METAPRUNE_DATA", raising=False)
-        recipe = Recipe.read(name, data="digits" if name.endswith("digits") else "cifar10:somewhere")
+        monkeypatch.setenv("METAPRUNE_CIFAR10", "somewhere")
+        recipe = Recipe.read(name)
         families = {"resnet", "vgg", "mobilenet", "densenet", "resnext", "vit", "mlp"}
         shape = (1, 8, 8) if recipe.data == "digits" else (3, 32, 32)
         found: dict[str, set[str]] = {"train": set(), "validation": set()}
@@ -472,7 +473,7 @@ class TestRecipes:
             Recipe.read(path)
 
     def test_what_is_given_goes_over_what_is_written(self) -> None:
-        recipe = Recipe.read("digits", epochs=1, images=None)
+        recipe = Recipe.read("default", epochs=1, images=None)
         assert (recipe.data, recipe.epochs, recipe.images) == ("digits", 1, None)
 
 
