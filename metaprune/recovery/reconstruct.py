@@ -330,8 +330,15 @@ def find_fits(network: Network, plan: Plan, slim: nn.Module, masked: Collection[
     """What is to be fitted in a cut network, in the order in which it can be.
 
     Raises:
-        ConfigError: The network was not cut by this plan.
+        ConfigError: The network was not cut by this plan, or branches have left whole.
     """
+    dropped = plan.draft().drop
+    if dropped:
+        raise ConfigError(
+            f"recovery 'reconstruct' goes through both networks call by call, so no branch may have left whole, but "
+            f"{dropped[0]!r} has. Take 'distil' or 'finetune', or drop branches first (`Network.apply`) and prune what "
+            "is left on its own."
+        )
     layout, alive, own = network.layout, network.alive(plan), named_tensors(slim)
     _check_shapes(layout, alive, own)
     readers = find_readers(layout.trace)

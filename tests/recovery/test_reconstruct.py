@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaprune import zoo
-from metaprune.edits import Keep
+from metaprune.edits import DropBlock, Keep
 from metaprune.errors import ConfigError, InputError, UnsupportedModelError
 from metaprune.graph import Network, trace
 from metaprune.plans import Plan
@@ -210,6 +210,13 @@ def test_another_plan_is_refused() -> None:
     slim = network.apply(halved(network))
     with pytest.raises(ConfigError, match="must be the one that cut the network"):
         Reconstruct().recover(slim, context(network, Plan(()), batches((1, 8, 8))))
+
+
+def test_dropped_branches_are_refused() -> None:
+    network = trace(zoo.build("cifar_resnet8").eval(), zoo.example_inputs("cifar_resnet8"))
+    plan = Plan((DropBlock(network.blocks[0].name),))
+    with pytest.raises(ConfigError, match=f"no branch may have left whole, but '{network.blocks[0].name}' has"):
+        Reconstruct().recover(network.apply(plan), context(network, plan, batches((3, 32, 32), 1, 4)))
 
 
 def test_data_that_cannot_be_used_are_refused() -> None:
