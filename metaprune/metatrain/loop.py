@@ -24,6 +24,7 @@ from metaprune.metatrain.evaluate import RATIOS, Curve, curve_of, log_uniform
 from metaprune.metatrain.objectives import OBJECTIVES, Objective, Pass, Subject
 from metaprune.recovery import NoProgress, Progress
 from metaprune.recovery._checkpoint import Checkpoint, digest
+from metaprune.recovery._interrupt import held_back_interrupt
 from metaprune.task import Classification, Task
 
 FILE = "metatrain.safetensors"
@@ -219,7 +220,8 @@ class _Run:
         progress.start(self.training.steps, "steps", "meta-training", self.step)
         try:
             while self.step < self.training.steps:
-                loss = self._one_step()
+                with held_back_interrupt():  # code below torch may swallow an interrupt that is raised within it
+                    loss = self._one_step()
                 self.step += 1
                 progress.advance(1, f"loss {loss:.3g}, best area {self.best_area:.2f}")
                 if self.step % self.training.validate_every == 0 or self.step == self.training.steps:
