@@ -69,6 +69,13 @@ class _Watch(Lockstep):
 
 
 @contextmanager
+def below_autograd() -> Iterator[None]:
+    """Calls come as they are in a trace, without gradients."""
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        yield
+
+
+@contextmanager
 def watching(trace: Trace, calls: set[int], visit: Visit) -> Iterator[None]:
     """Runs of the network in this context show what goes into and out of some of its calls; without gradients.
 
@@ -81,7 +88,7 @@ def watching(trace: Trace, calls: set[int], visit: Visit) -> Iterator[None]:
         UnsupportedModelError: The network made other calls than when it was traced.
     """
     mode = _Watch(trace, calls, visit)
-    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), mode:
+    with below_autograd(), mode:
         yield
     for name, ops in mode.unmet():
         if any(op.index in calls for op in ops):

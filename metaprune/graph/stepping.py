@@ -6,7 +6,6 @@ keeps alive between two calls is what its code keeps alive, so that stopping cos
 """
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaprune.errors import UnsupportedModelError
 from metaprune.graph.dispatch import bind
+from metaprune.graph.lockstep import Lockstep, below_autograd
 from metaprune.graph.record import Op, Trace
-from metaprune.graph.rules import find_rule
 
 _VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 
@@ -45,7 +43,7 @@ class Pending:
     def make(self, **other: Any) -> Any:
         """The result; with other arguments than those of the call, if any are given."""
         with (
-            _below_autograd(),
+            below_autograd(),
             torch._C._ExcludeDispatchKeyGuard(_VIEWS),
         ):  # views are noted in the forward's own thread
             return self.func(**{**self.arguments, **other})
@@ -66,13 +64,9 @@ class Steps:
 
     def __init__(self, forward: Callable[[], Any], trace: Trace) -> None:
         self.result: Any = None
-        self._by_name: dict[str, list[Op]] = {}
-        for op in trace.ops:
-            self._by_name.setdefault(op.name, []).append(op)
-        self._seen: Counter[str] = Counter()
         self._calls: SimpleQueue[Pending | BaseException | None] = SimpleQueue()
         self._answers: SimpleQueue[Any] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, args=(forward,), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(forward, trace), daemon=True)
         self._thread.start()
         self.pending = self._next()
 
@@ -114,9 +108,9 @@ class Steps:
             raise call
         return call
 
-    def _run(self, forward: Callable[[], Any]) -> None:
+    def _run(self, forward: Callable[[], Any], trace: Trace) -> None:
         try:
-            with _below_autograd(), _Hand(self._made):
+            with below_autograd(), _Hand(trace, self._made):
                 self.result = forward()
             self._calls.put(None)
         except _Abandoned:
@@ -124,38 +118,23 @@ class Steps:
         except BaseException as error:  # raised again by the one who waits for the next call
             self._calls.put(error)
 
-    def _made(self, func: Any, arguments: dict[str, Any]) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        place, ops = self._seen[name], self._by_name.get(name, [])
-        self._seen[name] += 1
-        self._calls.put(Pending(ops[place] if place < len(ops) else None, func, arguments))
+    def _made(self, call: Pending) -> Any:
+        self._calls.put(call)
         out = self._answers.get()
         if isinstance(out, BaseException):
             raise out
         return out
 
 
-class _Hand(TorchDispatchMode):
-    """Hands on every call that has a rule; others are decomposed, as they are in a trace."""
+class _Hand(Lockstep):
+    """Hands on every call."""
 
-    def __init__(self, made: Callable[[Any, dict[str, Any]], Any]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, trace: Trace, made: Callable[[Pending], Any]) -> None:
+        super().__init__(trace)
         self._made = made
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if find_rule(func) is None:
-            with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
-        return self._made(func, bind(func, args, kwargs))
-
-
-@contextmanager
-def _below_autograd() -> Iterator[None]:
-    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
-        yield
+    def call(self, op: Op | None, func: Any, args: Any, kwargs: Any) -> Any:
+        return self._made(Pending(op, func, bind(func, args, kwargs)))
 
 
 @contextmanager

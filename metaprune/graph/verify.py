@@ -21,7 +21,7 @@ from metaprune.graph.axes import Alive
 from metaprune.graph.blocks import Block
 from metaprune.graph.dispatch import bind
 from metaprune.graph.layout import Layout
-from metaprune.graph.lockstep import Lockstep
+from metaprune.graph.lockstep import Lockstep, below_autograd
 from metaprune.graph.record import Op, tensors_in
 from metaprune.graph.surgery import give_bias, like
 from metaprune.graph.trace import ExampleInputs, call_arguments
@@ -169,7 +169,7 @@ def leaving_out(layout: Layout, dropped: Sequence[Block]) -> Iterator[None]:
         UnsupportedModelError: The network made other calls than when it was traced.
     """
     kept = _KeptStatistics(layout, np.ones(len(layout.axis_of), bool), dropped)
-    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), kept:
+    with below_autograd(), kept:
         yield
     kept.check_complete()
 
