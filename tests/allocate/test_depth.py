@@ -66,7 +66,7 @@ def test_a_loss_and_a_cost_are_those_of_the_network_without_the_branch(name: str
 
 def test_the_knapsack_is_the_best_of_all_sets() -> None:
     network = trace(Blocks().eval(), X)
-    for share in (0.9, 0.7, 0.5, 0.3):
+    for share in torch.linspace(0.95, 0.2, 24).tolist():
         asked = problem(network, share)
         branches, outputs = find_branches(asked), Outputs(asked, 1)
         losses = {branch: outputs.loss([branch]) for branch in branches}
@@ -76,6 +76,16 @@ def test_the_knapsack_is_the_best_of_all_sets() -> None:
         kept = ALLOCATORS["laptop"]().allocate(asked)
         dropped = [b for b in branches if not kept[network.axes[b.places[0]].name]]
         assert sum(losses[branch] for branch in dropped) == pytest.approx(best, rel=1e-9)
+
+
+def test_one_dear_branch_leaves_where_two_cheap_ones_lose_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = trace(Blocks().eval(), X)
+    branches = find_branches(problem(network, 0.5))
+    losses = dict(zip(branches, (3.0, 0.5, 2.0, 0.55, 1.0)))  # of widths 24, 8, 16, 12 and 20
+    monkeypatch.setattr(Outputs, "loss", lambda self, dropped: sum(losses[branch] for branch in dropped))
+    left = network.cost(sizes_without(problem(network, 0.5), [branches[4]])).macs
+    kept = ALLOCATORS["laptop"]().allocate(problem(network, left / network.cost().macs))
+    assert [losses[b] for b in branches if not kept[network.axes[b.places[0]].name]] == [1.0]
 
 
 def test_every_step_of_the_greedy_way_is_the_best_one_and_the_way_is_nested() -> None:

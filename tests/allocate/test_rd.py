@@ -61,8 +61,7 @@ def test_coupled_chains_are_near_brute_force(quantities: tuple[str, ...]) -> Non
         asked = problem(seed, (0.3, 0.5, 0.7)[seed % 3], quantities)
         excess.append(found(asked) / brute_force(asked) - 1)
     assert min(excess) >= -1e-9
-    assert np.median(excess) <= 0.01
-    assert np.quantile(excess, 0.9) <= 0.05
+    assert max(excess) <= 0.01  # the way back to brute force is the exchange of units between axes at the end
 
 
 def test_separable_costs_are_solved_exactly() -> None:
