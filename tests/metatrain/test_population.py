@@ -475,6 +475,7 @@ class TestRecipes:
     def test_what_is_given_goes_over_what_is_written(self) -> None:
         recipe = Recipe.read("default", epochs=1, images=None)
         assert (recipe.data, recipe.epochs, recipe.images) == ("digits", 1, None)
+        assert Recipe.read("paper", epochs=1, images=None) == recipe
 
 
 def test_a_random_plan_takes_a_share_of_every_axis() -> None:
