@@ -274,7 +274,8 @@ def _find(path: str | Path, command: str) -> Path:
     for name in (str(path), f"{command}/{path}"):
         if name in shipped:
             return shipped[name]
-    hint = did_you_mean(str(path), [*shipped, *(Path(name).name for name in shipped)])
+    own = [name for name in shipped if name.startswith(f"{command}/")]
+    hint = did_you_mean(str(path), [*own, *(Path(name).name for name in own)])
     raise InputError(
         f"a recipe must be a YAML file or one that ships with metaprune, but {str(path)!r} is neither.{hint} "
         f"Shipped: {', '.join(shipped)}."

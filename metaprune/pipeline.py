@@ -26,7 +26,7 @@ from metaprune.graph.select import Selection
 from metaprune.graph.trace import ExampleInputs
 from metaprune.graph.twin import named_tensors
 from metaprune.measure.accuracy import Accuracy, Paired, accuracy, compare
-from metaprune.metanet import PaperMetanet, load_checkpoint, read_blocks
+from metaprune.metanet import Metanet, PaperMetanet, load_checkpoint, read_blocks
 from metaprune.plans import Edit, Plan
 from metaprune.recovery import (
     Context,
@@ -88,9 +88,9 @@ def plan(
     budget = parse_budget(budget)
     round_to = 1 if round_to is None else round_to
     judge = CRITERIA[criterion]() if isinstance(criterion, str) else criterion
+    editor = None if metanet is None else load_checkpoint(metanet).metanet
     if metanet is not None and criterion == "metanet":
-        edits_only = isinstance(load_checkpoint(metanet).metanet, PaperMetanet)
-        judge = CRITERIA["l2"]() if edits_only else MetanetScore(checkpoint=metanet)
+        judge = CRITERIA["l2"]() if isinstance(editor, PaperMetanet) else MetanetScore(checkpoint=metanet)
     divide = ALLOCATORS[allocator]() if isinstance(allocator, str) else allocator
     limits = reachable_limits(network, budget, floor=floor, round_to=round_to)
     task = resolve_task(loss, network.model)
@@ -98,7 +98,7 @@ def plan(
     dense = network.cost()
     share = min(min(limit / dense[quantity] for quantity, limit in limits.items()), 1.0)
     seen = Calibration(batches, task, seed, share)
-    edited = {} if metanet is None else _edited(network, metanet, seen)
+    edited = {} if editor is None else _edited(network, editor, seen)
     verdict = judge.judge(network.with_tensors(edited) if edited else network, seen)
     problem = Problem(
         network, verdict.scores, limits, judge.additive, floor, round_to, verdict.curves, batches, task, seed
@@ -135,13 +135,12 @@ def _dropped(network: Network, empty: set[str]) -> tuple[Edit, ...]:
     return tuple(DropBlock(block.name) for block in gone)
 
 
-def _edited(network: Network, metanet: str, calibration: Calibration) -> dict[str, Tensor]:
+def _edited(network: Network, editor: Metanet | PaperMetanet, calibration: Calibration) -> dict[str, Tensor]:
     """Parameters that a metanetwork changes, by name."""
-    net = load_checkpoint(metanet).metanet
-    if not net.edits:
+    if not editor.edits:
         return {}
-    reads = unit_scores(network, calibration, net.shape.reads)
-    return metanet_edit(net, network, read_blocks(network.to_graph()), reads, calibration.share)
+    reads = unit_scores(network, calibration, editor.shape.reads)
+    return metanet_edit(editor, network, read_blocks(network.to_graph()), reads, calibration.share)
 
 
 def reachable_limits(

@@ -154,11 +154,10 @@ def read_recipe(path: str | Path, *, steps: int | None = None, seed: int | None 
         return options_of(kind, flags, written.section(name, [part.name for part in fields(kind)]))
 
     mode = written.section("shape", [part.name for kind in SHAPES.values() for part in fields(kind)]).values.get("mode")
-    mode = mode if mode in SHAPES else "default"
     return Asked(
         population=Recipe.of(written),
         survey=section("survey", Survey),
-        shape=section("shape", SHAPES[mode]),
+        shape=section("shape", SHAPES.get(str(mode), Shape)),
         training=section("training", MetaTraining, steps=steps, seed=seed),
     )
 

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metaprune.criteria._activations import outputs_of
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Curves, Scores, Verdict
+from metaprune.criteria._gradients import groups_of
 from metaprune.errors import ConfigError
 from metaprune.graph import Dim, Network
 from metaprune.graph.axes import Labels
@@ -30,7 +32,6 @@ from metaprune.graph.linear_calls import LinearCall, damped_factor, linear_calls
 from metaprune.graph.record import tensors_in
 from metaprune.graph.stepping import Pending, side_by_side
 from metaprune.graph.twin import named_tensors
-from metaprune.task import on_calibration_data
 
 
 @CRITERIA.register("obs")
@@ -224,17 +225,11 @@ class _Runs:
     def batches(self, samples: int) -> list[Any]:
         """Batches until there are so many samples."""
         assert self.calibration.batches is not None
-        batches: list[Any] = []
-        for batch in self.calibration.batches():
-            if sum(len(earlier[0]) for earlier in batches) >= samples:
-                break
-            batches.append(batch)
-        return batches
+        return list(groups_of(self.calibration.batches(), 1 << 30, samples))
 
     def forward(self, batch: Any) -> Any:
         """What the network makes of a batch."""
-        task = self.calibration.task
-        return self.model(batch[0]) if task is None else task.outputs(self.model, batch)
+        return outputs_of(self.network, self.calibration, batch, self.model)
 
     def moments(self, calls: Mapping[int, LinearCall], samples: int, rows: int) -> dict[int, Moments]:
         """Of what each call reads, by its index."""
@@ -252,10 +247,7 @@ class _Runs:
             moments[pending.op.index].add(x_GBD)
 
         for batch in batches:
-            with (
-                on_calibration_data(),
-                side_by_side([partial(self.forward, batch)], self.network.layout.trace) as (run,),
-            ):
+            with side_by_side([partial(self.forward, batch)], self.network.layout.trace) as (run,):
                 run.run_until(None, watch)
         return moments
 

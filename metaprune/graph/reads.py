@@ -61,6 +61,7 @@ def find_reads(layout: Layout) -> dict[str, tuple[Read, ...]]:
     """For every axis, one entry for each of its consumers whose operand the trace knows."""
     trace = layout.trace
     numbers = {name: value.index for name, value in trace.parameters.items()}
+    parameters = set(numbers.values())
     calls: dict[tuple[int, int], list[Op]] = {}
     for op in trace.ops:
         for entry in dict.fromkeys(op.consumed):
@@ -68,7 +69,7 @@ def find_reads(layout: Layout) -> dict[str, tuple[Read, ...]]:
     reads: dict[str, tuple[Read, ...]] = {}
     for index, axis in enumerate(layout.axes):
         found = (
-            _read(layout, index, (name, dim), op)
+            _read(layout, index, (name, dim), op, parameters)
             for name, dim in axis.consumers
             for op in calls.get((numbers[name], dim), [])
         )
@@ -76,8 +77,7 @@ def find_reads(layout: Layout) -> dict[str, tuple[Read, ...]]:
     return reads
 
 
-def _read(layout: Layout, axis: int, binding: tuple[str, int], op: Op) -> Read | None:
-    parameters = {value.index for value in layout.trace.parameters.values()}
+def _read(layout: Layout, axis: int, binding: tuple[str, int], op: Op, parameters: set[int]) -> Read | None:
     recurrent = "hx" in op.arguments and len(op.outputs) > 1
     # The states that a recurrent layer starts from are an operand too, but not what it reads at its steps.
     operands = [op.inputs[0], op.outputs[0]] if recurrent else op.inputs

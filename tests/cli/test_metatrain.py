@@ -216,6 +216,7 @@ BAD: dict[str, tuple[str, list[str], list[str]]] = {
         ["what the population is, the recipe 'default' says", "Leave `data` or `population` out"],
     ),
     "mode": ("@rank: 2@mode: old@", [], [":13: `shape.mode` must be 'default'"]),
+    "mode that is no word": ("@rank: 2@mode: [old]@", [], [":13: `shape.mode` must be 'default'"]),
     "scores of what only edits": (
         "@{hidden: 16, layers: 1, heads: 4, rank: 2}@{mode: paper, hidden: 16}@",
         [],
@@ -253,6 +254,7 @@ def test_no_recipe_names_what_ships() -> None:
     done = command("metatrain", "defualt")
     assert done.code == 3
     assert "Did you mean 'default'" in done.said
+    assert "Did you mean" not in command("metatrain", "digits").said  # a recipe of another verb
     assert command("metatrain").code == 2
     assert command("metatrain", "tiny.yaml", "--steps", "0").code == 2
 
