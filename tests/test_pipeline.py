@@ -13,7 +13,7 @@ from torch import nn
 import metaprune as mp
 from metaprune import data, zoo
 from metaprune.criteria import MetanetScore
-from metaprune.edits import SetWeight
+from metaprune.edits import Mask, SetWeight
 from metaprune.errors import BudgetError, ConfigError, InputError, VerificationError
 from metaprune.metanet import Metanet, Shape, save_checkpoint
 from metaprune.pipeline import Result, calibration_batches
@@ -171,6 +171,21 @@ def test_a_result_of_a_metanetwork_is_replayed(
     assert result.plan.made_by["criterion"] == "metanet"
     again = mp.load(result.save(tmp_path), zoo.build("digits_cnn"))
     assert torch.equal(again(example), result.model(example))
+
+
+def test_what_a_plan_masks_stays_zero_while_weights_are_trained(
+    trained: nn.Module, example: torch.Tensor, tmp_path: Path
+) -> None:
+    name, weight = next((n, p) for n, p in trained.named_parameters() if p.ndim == 4 and p.shape[1] > 1)
+    kept = torch.arange(weight.numel()).view(weight.shape) % 2 == 0
+    mp.Plan((Mask(name, kept),), mp.trace(trained, example).fingerprint).save(tmp_path / "plan.json")
+    done = mp.prune(
+        trained, example, "macs=0.5", data=DIGITS.train.subset(128, 0), recovery="finetune",
+        recovery_options={"epochs": 1}, folder=tmp_path, resume=True,
+    )  # fmt: skip
+    found = dict(done.model.named_parameters())[name]
+    assert not torch.equal(found[kept], weight[kept])
+    assert not bool(found[~kept].any())
 
 
 def test_resume_takes_the_plan_that_was_made(trained: nn.Module, example: torch.Tensor, tmp_path: Path) -> None:

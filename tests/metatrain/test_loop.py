@@ -1,5 +1,9 @@
 """Meta-training: objectives have the right gradients, and a run goes on where it stood."""
 
+import contextlib
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +198,20 @@ def test_training_lowers_what_it_is_to_lower_and_keeps_the_best(one: Subject, ot
     assert trained.area == max(area for _, area in trained.history)
     assert dict(trained.history)[trained.step] == trained.area
     assert set(trained.curves) == {other.name}
+
+
+def test_an_interrupt_that_code_below_swallows_still_ends_training(
+    one: Subject, other: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: object) -> float:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        return 0.0
+
+    monkeypatch.setattr("metaprune.metatrain.loop._Run._one_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        run(one, other)
 
 
 class Killed(Exception):
