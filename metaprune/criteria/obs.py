@@ -32,6 +32,7 @@ from metaprune.graph.linear_calls import LinearCall, damped_factor, linear_calls
 from metaprune.graph.record import tensors_in
 from metaprune.graph.stepping import Pending, side_by_side
 from metaprune.graph.twin import named_tensors
+from metaprune.task import on_calibration_data
 
 
 @CRITERIA.register("obs")
@@ -247,7 +248,10 @@ class _Runs:
             moments[pending.op.index].add(x_GBD)
 
         for batch in batches:
-            with side_by_side([partial(self.forward, batch)], self.network.layout.trace) as (run,):
+            with (
+                on_calibration_data(),
+                side_by_side([partial(self.forward, batch)], self.network.layout.trace) as (run,),
+            ):
                 run.run_until(None, watch)
         return moments
 
