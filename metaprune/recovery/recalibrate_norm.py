@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metaprune.errors import ConfigError, InputError
 from metaprune.recovery._base import RECOVERIES, Context, Recovered, Recovery, at_least_float32, on_device
-from metaprune.task import Batch
+from metaprune.task import Batch, on_calibration_data
 
 
 @RECOVERIES.register("recalibrate_norm")
@@ -138,7 +138,8 @@ def _one_pass(
             hooks.callback(norm.register_forward_pre_hook(watch).remove)
         batches: Iterator[Batch] = context.calibration()
         for count, batch in enumerate(batches, 1):  # noqa: B007
-            context.task.outputs(model, on_device(batch, context.device))
+            with on_calibration_data():
+                context.task.outputs(model, on_device(batch, context.device))
     if count == 0:
         raise InputError("BatchNorm is re-estimated from at least one batch, but the calibration data are empty.")
     return pooled

@@ -29,7 +29,7 @@ from metaprune.graph.stepping import Pending, Steps, side_by_side
 from metaprune.graph.twin import named_tensors
 from metaprune.plans import Plan
 from metaprune.recovery._base import RECOVERIES, Context, Recovered, Recovery, on_device
-from metaprune.task import Batch
+from metaprune.task import Batch, on_calibration_data
 
 _SMALLEST = 1e-3  # scale of a BatchNorm channel relative to the largest; what goes through less is not made up for
 _ADD, _RELU = ("add", "add_"), ("relu", "relu_")
@@ -86,16 +86,21 @@ class Reconstruct(Recovery):
     def _recover(self, model: nn.Module, context: Context) -> Recovered:
         assert context.dense is not None
         batches = self._batches(context)
+        dense = copy.deepcopy(context.dense).to(context.device).eval()
+        with on_calibration_data():
+            context.task.outputs(dense, batches[0])
         network = context.network or trace(context.dense, batches[0][0])
         fits = find_fits(network, context.plan or Plan(()), model.eval(), context.masks)
-        dense = copy.deepcopy(context.dense).to(context.device).eval()
 
         def forwards(net: nn.Module) -> list[Callable[[], Any]]:
             return [partial(context.task.outputs, net, batch) for batch in batches]
 
         context.progress.start(len(fits), "layers", "reconstructing layers")
         try:
-            with side_by_side([*forwards(dense), *forwards(model)], network.layout.trace) as runs:
+            with (
+                on_calibration_data(),
+                side_by_side([*forwards(dense), *forwards(model)], network.layout.trace) as runs,
+            ):
                 pairs = [_Pair(*pair, fits) for pair in zip(runs[: len(batches)], runs[len(batches) :])]
                 for fit in fits:
                     self._heal(fit, pairs, context.seed)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaprune import zoo
-from metaprune.errors import ConfigError
+from metaprune.errors import ConfigError, InputError
 from metaprune.recovery import RECOVERIES, Context, Recovery
 from metaprune.task import Task
 
@@ -127,6 +127,16 @@ def test_missing_data_are_refused_before_any_work(recovery: Recovery, damaged: n
     assert needed
     with pytest.raises(ConfigError, match=rf"recovery '{recovery.name}' needs .*--data"):
         recovery.recover(damaged, Context())
+
+
+def test_calibration_data_of_another_shape_are_refused_by_rule(
+    recovery: Recovery, damaged: nn.Module, context: Context
+) -> None:
+    if "calibration" not in recovery.needs(damaged):
+        pytest.skip("needs no calibration data")
+    wrong = replace(context, calibration=lambda: iter([(torch.randn(8, 5, 8, 8), torch.arange(8))]))
+    with pytest.raises(InputError, match="must run on the calibration data"):
+        recovery.recover(damaged, wrong)
 
 
 def test_another_kind_of_data(recovery: Recovery) -> None:
