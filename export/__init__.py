@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from metaprune.export.bench import Bench, bench
     from metaprune.export.session import Session, open_session
     from metaprune.export.structure import Port, Structure, read
-    from metaprune.export.to_onnx import Exported, export
+    from metaprune.export.to_onnx import Exported, export, weights_hash
     from metaprune.export.validate import Check, Validation, validate
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "open_session",
     "read",
     "validate",
+    "weights_hash",
 ]
 
 _HOME = {
@@ -47,6 +48,7 @@ _HOME = {
     "open_session": "session",
     "read": "structure",
     "validate": "validate",
+    "weights_hash": "to_onnx",
 }
 
 

@@ -1,14 +1,16 @@
 """Example inputs of a network: one tensor, a tuple, or a dict, and other batches drawn in their likeness."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from metaprune.errors import InputError, UnsupportedModelError
+from metaprune.errors import ConfigError, InputError, UnsupportedModelError
+
+BATCH = "batch"
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,10 +20,13 @@ class Example:
     Args:
         args: Positional ones, all tensors.
         kwargs: Named ones: tensors, or constants (None, bool, int, float, str) that stay out of the file.
+        axes: Names of the dimensions that may have other sizes. A tensor has such an axis where its size there is that
+            of the first tensor with so many dimensions.
     """
 
     args: tuple[Tensor, ...]
     kwargs: Mapping[str, Any]
+    axes: Mapping[int, str] = field(default_factory=lambda: {0: BATCH})
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -36,6 +41,20 @@ class Example:
     def batched(self, tensor: Tensor) -> bool:
         """Whether the leading axis of `tensor` counts samples."""
         return tensor.ndim > 0 and tensor.shape[0] == self.batch
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of every named axis that a tensor has."""
+        return {name: self._size(dim) for dim, name in self.axes.items() if self._size(dim)}
+
+    def free(self, tensor: Tensor) -> dict[int, str]:
+        """The named axes of one of the tensors, by dimension."""
+        return {
+            dim: name for dim, name in self.axes.items() if tensor.ndim > dim and tensor.shape[dim] == self._size(dim)
+        }
+
+    def _size(self, dim: int) -> int:
+        return next((tensor.shape[dim] for tensor in self.tensors if tensor.ndim > dim), 0)
 
     def call(self, model: nn.Module) -> dict[str, Tensor]:
         """Outputs of the network by name, detached; several outputs are numbered, those of a mapping keep their keys.
@@ -58,11 +77,20 @@ class Example:
         """The first samples."""
         return self._map(lambda tensor: tensor[:samples] if self.batched(tensor) else tensor)
 
-    def resized(self, batch: int) -> "Example":
-        """The same with another number of samples: the rows, over and over."""
-        return self._map(
-            lambda tensor: tensor[torch.arange(batch) % len(tensor)].contiguous() if self.batched(tensor) else tensor
-        )
+    def resized(self, **sizes: int) -> "Example":
+        """The same with other sizes of named axes: what lies along them, over and over.
+
+        >>> as_example(torch.tensor([1, 2])).resized(batch=3).args[0].tolist()
+        [1, 2, 1]
+        """
+
+        def along(tensor: Tensor) -> Tensor:
+            for dim, name in self.free(tensor).items():
+                if name in sizes:
+                    tensor = tensor.index_select(dim, torch.arange(sizes[name]) % tensor.shape[dim])
+            return tensor.contiguous()
+
+        return self._map(along)
 
     def redrawn(self, generator: torch.Generator) -> "Example":
         """The same shapes with other numbers: every float is drawn from the tensor's own values, so it stays in range.
@@ -84,31 +112,35 @@ class Example:
         return Example(
             tuple(change(tensor) for tensor in self.args),
             {name: change(value) if isinstance(value, Tensor) else value for name, value in self.kwargs.items()},
+            self.axes,
         )
 
 
-def as_example(inputs: Any) -> Example:
+def as_example(inputs: Any, axes: Mapping[int, str] | None = None) -> Example:
     """Example inputs in the three shapes that are accepted.
 
     Args:
         inputs: A tensor, a tuple or list of tensors, or a dict of tensors and constants.
+        axes: Dimensions beside the batch that may have other sizes, with their names.
 
     Raises:
-        InputError: They have another shape, hold no tensor, or an empty one.
+        InputError: They have another shape, hold no tensor, or an empty one, or none has a dimension that is named.
+        ConfigError: A name is none, or stands for two dimensions.
 
     >>> as_example(torch.zeros(2, 3)).batch
     2
     >>> as_example({"x": torch.zeros(4, 3), "use_cache": False}).tensors[0].shape
     torch.Size([4, 3])
     """
+    named = _axes(axes or {})
     if isinstance(inputs, Tensor):
-        example = Example((inputs,), {})
+        example = Example((inputs,), {}, named)
     elif isinstance(inputs, tuple | list) and all(isinstance(value, Tensor) for value in inputs):
-        example = Example(tuple(inputs), {})
+        example = Example(tuple(inputs), {}, named)
     elif isinstance(inputs, Mapping) and all(
         value is None or isinstance(value, Tensor | bool | int | float | str) for value in inputs.values()
     ):
-        example = Example((), dict(inputs))
+        example = Example((), dict(inputs), named)
     else:
         raise InputError(
             f"example inputs must be a tensor, a tuple of tensors or a dict of tensors, but they are {_kind(inputs)}."
@@ -118,7 +150,21 @@ def as_example(inputs: Any) -> Example:
     empty = [tuple(tensor.shape) for tensor in example.tensors if tensor.numel() == 0]
     if empty:
         raise InputError(f"example inputs must hold numbers, but one has the shape {empty[0]}.")
+    for dim, name in (axes or {}).items():
+        if name not in example.sizes:
+            raise InputError(f"a free axis must be a dimension of an input, but none has dimension {dim} ({name!r}).")
     return example
+
+
+def _axes(axes: Mapping[int, str]) -> dict[int, str]:
+    named = {0: BATCH, **axes}
+    for dim, name in axes.items():
+        if dim < 1 or not name.isidentifier() or list(named.values()).count(name) > 1:
+            raise ConfigError(
+                "free axes are dimensions from 1 on with a name each (0 is the batch anyway), e.g. {1: 'length'}, but "
+                f"{dim} is {name!r}."
+            )
+    return named
 
 
 def named_outputs(outputs: Any) -> dict[str, Tensor]:

@@ -2,21 +2,23 @@
 
 What an exporter claims is not trusted: a requested operator set may not be the one that is written, a free axis may be
 frozen or silently wrong at other sizes, and files carry the paths of the machine they were made on. So a ladder of ways
-is tried, the most flexible first; after each the file is stripped, checked, loaded, and run at several batch sizes
-against the network. The first that passes is kept, and the record says which one it was and why the others were not.
+is tried, the most flexible first: free axes by name; free axes that the exporter finds and we name; the batch alone;
+none. After each the file is stripped, checked, loaded, and run against the network at three sizes or more of every axis
+that it claims. The first that passes is kept, and the record says which one it was and why the others were not.
 """
 
 import contextlib
 import hashlib
 import importlib.metadata
 import io
+import json
 import logging
 import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,18 @@ from torch import Tensor, nn
 
 from metaprune.errors import ConfigError, InputError, MetapruneError, UnsupportedModelError
 from metaprune.export.attention import FourDimensionalAttention
-from metaprune.export.example import Example, as_arrays, as_example
+from metaprune.export.example import BATCH, Example, as_arrays, as_example
 from metaprune.export.numeric import Deviation, Judge, Truth
 from metaprune.export.session import Session, first_line, newest_opset, open_session
 from metaprune.export.structure import Port, paths_in
+from metaprune.graph.twin import named_tensors
 
 DEFAULT_OPSET = 20
 _OLDEST_OPSET = 7  # onnxruntime promises nothing below
-_SINGLE_FILE_BYTES = 1536 * 2**20  # the format itself ends at 2 GiB
-_PROBES = (1, 5)  # batch sizes beside that of the example; 5 is in no common example
+_SINGLE_FILE_BYTES = 2 * 10**9  # the format itself ends at 2 GiB
+_BATCHES = (1, 5, 3)  # to probe beside that of the example, until there are enough
+_PROBED = 3  # sizes of an axis that are looked at before the file may claim any
+_OWN = ("schema", "version", "torch", "rung", "opset", "axes", "network")  # metadata that are always written
 _CHATTY = ("torch", "onnxscript", "onnx_ir")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
@@ -48,33 +53,47 @@ class Rung:
 
     Args:
         name: What records call it.
-        shapes: Free axes of an example, as ``torch.onnx.export`` takes them for ``dynamic_shapes``; None for none.
+        axes: Dimensions that stay free, with their names; none for fixed sizes.
+        automatic: The exporter finds out what may be free in them; otherwise it is told, and refuses what it doubts.
     """
 
     name: str
-    shapes: Callable[[Example], Any]
+    axes: Mapping[int, str]
+    automatic: bool = False
+
+    def shapes(self, example: Example) -> Any:
+        """What ``torch.onnx.export`` takes for ``dynamic_shapes``."""
+        if not self.axes:
+            return None
+        told = replace(example, axes=self.axes)
+
+        def free(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return None
+            return {dim: torch.export.Dim.AUTO if self.automatic else name for dim, name in told.free(value).items()}
+
+        return {name: free(value) for name, value in example.kwargs.items()} or tuple(map(free, example.args))
 
 
-def _named_batch(example: Example) -> Any:
-    def free(value: Any) -> Any:
-        return {0: "batch"} if isinstance(value, Tensor) and example.batched(value) else None
-
-    return {name: free(value) for name, value in example.kwargs.items()} or tuple(free(value) for value in example.args)
-
-
-RUNGS = (Rung("named batch", _named_batch), Rung("static", lambda example: None))
+def _ladder(example: Example) -> list[Rung]:
+    """The ways to try, in order."""
+    batch = {dim: name for dim, name in example.axes.items() if name == BATCH}
+    rungs = [Rung("named axes", example.axes), Rung("automatic axes", example.axes, automatic=True)]
+    if len(example.axes) > len(batch):
+        rungs += [Rung("named batch", batch), Rung("automatic batch", batch, automatic=True)]
+    return [*rungs, Rung("static", {})]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """The file against the network at one batch size.
+    """The file against the network at one size of every free axis.
 
     Args:
-        batch: Samples, or None for inputs without a batch axis.
+        sizes: By name of the axis.
         deviation: How far the file is off.
     """
 
-    batch: int | None
+    sizes: Mapping[str, int]
     deviation: Deviation
 
 
@@ -97,12 +116,13 @@ class Exported:
 
     Args:
         path: The file.
-        files: All files that belong to it; more than one only above 1.5 GiB.
+        files: All files that belong to it; more than one only above 2 GB.
         size_bytes: Their bytes.
         sha256: Hash of the file itself.
         opset: Operator set that is written in it.
-        rung: The way that passed: ``"named batch"`` or ``"static"``.
+        rung: The way that passed, e.g. ``"named axes"`` or ``"static"``.
         batch: Batch size that it is fixed to, or None where any goes.
+        axes: Names of the axes whose sizes are free.
         inputs: Its inputs.
         outputs: Its outputs.
         metadata: What is written in it.
@@ -118,6 +138,7 @@ class Exported:
     opset: int
     rung: str
     batch: int | None
+    axes: tuple[str, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     metadata: dict[str, str]
@@ -133,7 +154,7 @@ class Exported:
     def to_json(self) -> dict[str, Any]:
         """Everything as plain data."""
         fields = asdict(self)
-        fields["probes"] = [{"batch": probe.batch, **probe.deviation.to_json()} for probe in self.probes]
+        fields["probes"] = [{"sizes": dict(probe.sizes), **probe.deviation.to_json()} for probe in self.probes]
         return {**fields, "max_error": self.max_error}
 
 
@@ -143,6 +164,7 @@ def export(
     path: str | Path,
     *,
     opset: int | None = None,
+    axes: Mapping[int, str] | None = None,
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Exported:
@@ -153,6 +175,8 @@ def export(
         example_inputs: A tensor, a tuple or a dict of tensors; the leading axis of the first one is the batch.
         path: The file to write.
         opset: Operator set; None for the default, 20.
+        axes: Dimensions beside the batch whose sizes should be free, with names, e.g. ``{1: "length"}``. Where no file
+            is right at other sizes they are fixed, and the record says so.
         metadata: Texts to write into the file, e.g. the hash of a plan; read back by `Session.metadata`.
         overwrite: Whether a file that is there may be replaced.
 
@@ -165,18 +189,19 @@ def export(
     target = _check_target(Path(path), overwrite)
     wanted = _check_opset(opset)
     texts = _check_metadata(metadata or {})
-    example = as_example(example_inputs).cpu()
+    example = as_example(example_inputs, axes).cpu()
     judge = Judge(model)
+    texts["metaprune.network"] = weights_hash(judge.single)
     truths = _truths(judge, example)
     refused: list[Refusal] = []
     with _folder_of(target):
-        for rung in RUNGS:
+        for rung in _ladder(example):
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".metaprune-") as folder:
                 try:
                     file = Path(folder) / target.name  # its final name, as a file refers to its weights by name
                     _save(_attempt(rung, judge.single, example, wanted, texts), file)
                     session = open_session(file, threads=1)
-                    probes = _prove(session, truths, example.batch, wanted)
+                    probes = _prove(session, rung, truths, wanted)
                 except MetapruneError as refusal:
                     refused.append(Refusal(rung.name, str(refusal)))
                     _log.debug("export by %s refused: %s", rung.name, refusal)
@@ -228,7 +253,7 @@ def _check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
         "metaprune.torch": torch.__version__,
     }
     for name, text in metadata.items():
-        if name in own or name == "metaprune.rung":
+        if name in [f"metaprune.{reserved}" for reserved in _OWN]:
             raise ConfigError(f"metadata may have any name but those written anyway, and {name!r} is one of them.")
         if found := paths_in(f"{name} {text}"):
             raise ConfigError(f"a file must not name paths of this machine, but metadata {name!r} hold {found[0]!r}.")
@@ -249,14 +274,47 @@ def _truths(judge: Judge, example: Example) -> list[tuple[Example, Truth]]:
         raise UnsupportedModelError("outputs must be the same every time, but two runs on the same inputs differ.")
     truths = [(example, truth)]
     generator = torch.Generator().manual_seed(0)
-    for batch in sorted({*_PROBES, example.batch}) if example.batch else [0]:
-        sized = example.resized(batch) if example.batch else example
+
+    def probe(sizes: Mapping[str, int]) -> bool:
+        """A network that does not run at a size cannot be asked there; then the file may not claim it either."""
+        sized = example.resized(**sizes)
         drawn = sized.redrawn(generator)
-        # A network of one batch size cannot be asked at another; then the file may not claim it either.
         with contextlib.suppress(Exception):
             truth = judge.truth(drawn)
             truths.append((drawn, truth) if truth.finite else (sized, judge.truth(sized)))
+            return True
+        return False
+
+    probe({})
+    others = {}
+    for name, size in example.sizes.items():
+        wanted = _PROBED - 1
+        for other in _BATCHES if name == BATCH else _other_sizes(size):
+            if wanted and other != size and probe({name: other}):
+                wanted, others[name] = wanted - 1, other
+    if len(others) > 1:
+        probe(others)
     return truths
+
+
+def _other_sizes(size: int) -> tuple[int, ...]:
+    """Sizes of an axis to ask a network at: odd ones first, then those that patches, pools and positions allow.
+
+    >>> _other_sizes(16)
+    (1, 19, 32, 8, 17, 15, 48)
+    """
+    candidates = (1, size + 3, 2 * size, size // 2, size + 1, size - 1, 3 * size)
+    return tuple(dict.fromkeys(other for other in candidates if other > 0))
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of all parameters and buffers of a network, by name: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(named_tensors(model).items()):
+        array = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(array.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _attempt(rung: Rung, model: nn.Module, example: Example, opset: int, texts: dict[str, str]) -> onnx_ir.Model:
@@ -275,25 +333,31 @@ def _attempt(rung: Rung, model: nn.Module, example: Example, opset: int, texts: 
                 verbose=False,
             )
             assert program is not None
-            if shapes is not None:
-                _name_batch(program, example)
+            _name_axes(program, replace(example, axes=rung.axes))
     except Exception as error:  # the exporter's errors have no public family that holds them all
         raise UnsupportedModelError(f"the exporter failed: {_cause(error)}") from error
     network = program.model
     _keep_padding(network)
     _strip(network)
-    network.metadata_props.update({**texts, "metaprune.rung": rung.name})
+    claimed = json.dumps({port.name: [str(size) for size in port.shape or ()] for port in network.graph.inputs})
+    told = {"rung": rung.name, "opset": str(network.opset_imports.get("")), "axes": claimed}
+    network.metadata_props.update({**texts, **{f"metaprune.{name}": text for name, text in told.items()}})
     return network
 
 
-def _name_batch(program: Any, example: Example) -> None:
-    """Call the free axis by its name: with several inputs the exporter falls back to a symbol of its own."""
+def _name_axes(program: Any, example: Example) -> None:
+    """Call free axes by their names: found ones, and those of several inputs, have symbols of the exporter's own."""
+    for port, tensor in zip(program.model.graph.inputs, _in_order(program.model.graph.inputs, example)):
+        for dim, name in example.free(tensor).items():
+            if not isinstance(port.shape[dim], int) and str(port.shape[dim]) != name:
+                program.rename_axes({str(port.shape[dim]): name})
+
+
+def _in_order(ports: Sequence[Any], example: Example) -> list[Tensor]:
+    """The tensor of each input: named ones by their names, positional ones in order."""
     named = {name: value for name, value in example.kwargs.items() if isinstance(value, Tensor)}
     positional = iter(example.args)
-    for port in program.model.graph.inputs:
-        tensor = named[port.name] if port.name in named else next(positional)
-        if example.batched(tensor) and str(port.shape[0]) != "batch" and not isinstance(port.shape[0], int):
-            program.rename_axes({str(port.shape[0]): "batch"})
+    return [named[port.name] if port.name in named else next(positional) for port in ports]
 
 
 def _keep_padding(network: onnx_ir.Model) -> None:
@@ -349,30 +413,46 @@ def _save(network: onnx_ir.Model, path: Path) -> None:
         onnx_ir.save(network, path)
 
 
-def _prove(
-    session: Session, truths: list[tuple[Example, Truth]], example_batch: int | None, opset: int
-) -> tuple[Probe, ...]:
+def _prove(session: Session, rung: Rung, truths: list[tuple[Example, Truth]], opset: int) -> tuple[Probe, ...]:
     if session.structure.opset != opset:
         raise UnsupportedModelError(
             f"opset {opset} was asked for, but {session.structure.opset} was written; ask for that one or a later one."
         )
     if session.structure.findings:
         raise UnsupportedModelError(f"the file must be clean, but {session.structure.findings[0]}.")
+    example = truths[0][0]
+    _require_claims(session, replace(example, axes=rung.axes))
     probes = []
-    for example, truth in truths:
-        if session.batch is not None and example.batch != session.batch:
+    for asked, truth in truths:
+        if any(asked.sizes[name] != size for name, size in example.sizes.items() if name not in rung.axes.values()):
             continue  # fixed sizes are recorded as such
-        outputs = session.run(session.feeds(example))
+        outputs = session.run(session.feeds(asked))
         deviation = truth.deviation(outputs)
         if not deviation.passed:
-            raise UnsupportedModelError(f"at batch {example.batch} the file differs from the network: {deviation}.")
-        probes.append(Probe(batch=example.batch, deviation=deviation))
-    batches = {probe.batch for probe in probes}
-    if session.batch is None and example_batch is not None and len(batches) < len({*_PROBES, example_batch}):
-        raise UnsupportedModelError(
-            f"the file claims any batch size, but the network itself ran at {sorted(filter(None, batches))} only."
-        )
+            where = ", ".join(f"{name} {size}" for name, size in asked.sizes.items()) or "the example"
+            raise UnsupportedModelError(f"at {where} the file differs from the network: {deviation}.")
+        probes.append(Probe(sizes=asked.sizes, deviation=deviation))
+    for name in _free_axes(session, rung):
+        sizes = sorted({probe.sizes[name] for probe in probes})
+        if len(sizes) < _PROBED:
+            raise UnsupportedModelError(f"the file claims any {name} size, but the network itself ran at {sizes} only.")
     return tuple(probes)
+
+
+def _require_claims(session: Session, example: Example) -> None:
+    """Every axis that was to be free is free, under its name, in every input that has it."""
+    for port, tensor in zip(session.inputs, _in_order(session.inputs, example)):
+        for dim, name in example.free(tensor).items():
+            if port.shape[dim] != name:
+                raise UnsupportedModelError(
+                    f"dimension {dim} of input {port.name!r} was to be free as {name!r}, but the exporter wrote "
+                    f"{port.shape[dim]!r}."
+                )
+
+
+def _free_axes(session: Session, rung: Rung) -> tuple[str, ...]:
+    used = {size for port in session.inputs for size in port.shape}
+    return tuple(name for name in rung.axes.values() if name in used)
 
 
 def _deliver(
@@ -390,6 +470,7 @@ def _deliver(
         opset=session.structure.opset,
         rung=rung.name,
         batch=session.batch,
+        axes=_free_axes(session, rung),
         inputs=session.inputs,
         outputs=session.outputs,
         metadata=session.metadata,

@@ -15,7 +15,7 @@ from metaprune.cli.subject import Subject
 from metaprune.cli.summary import DENSE, DENSE_WEIGHTS, PRUNED, REPORT
 from metaprune.config import PruneOptions
 from metaprune.errors import InputError, MetapruneError, ResourceError
-from metaprune.export import Exported, Validation, export, validate
+from metaprune.export import Exported, Validation, export, validate, weights_hash
 from metaprune.measure import Latency, latency
 from metaprune.pipeline import TOLERANCE, Result
 from metaprune.recovery import Recovery
@@ -125,14 +125,15 @@ def deliver(
 
 def _export(delivery: Delivery, result: Result, dense: nn.Module, subject: Subject, options: PruneOptions) -> None:
     plan = hashlib.sha256((delivery.folder / "plan.json").read_bytes()).hexdigest()
-    about = {"metaprune.model": subject.source.spec}
+    about = {"metaprune.model": subject.source.spec, "metaprune.source": weights_hash(dense)}
+    measured = {f"metaprune.accuracy.{name}": str(found) for name, found in result.accuracy.items()}
     example = subject.source.example_inputs
     try:
         delivery.exported = export(
             result.model,
             example,
             delivery.folder / PRUNED,
-            metadata={**about, "metaprune.budget": options.budget, "metaprune.plan": plan},
+            metadata={**about, **measured, "metaprune.budget": options.budget, "metaprune.plan": plan},
             overwrite=True,
         )
     except MetapruneError as error:

@@ -12,6 +12,9 @@ def test_a_result_is_exported_again(result_folder: Path, tmp_path: Path) -> None
     assert told["error_max"] < 1e-5
     assert told["batch"] is None
     assert told["checks"][0]["passed"]
+    told = onnxruntime.InferenceSession(result_folder / "model.onnx").get_modelmeta().custom_metadata_map
+    for name in ("source", "network", "plan", "budget", "accuracy.dense", "accuracy.recovered", "axes", "opset"):
+        assert told[f"metaprune.{name}"], name
     session = onnxruntime.InferenceSession(tmp_path / "again.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 1, 8, 8]
 
@@ -24,6 +27,14 @@ def test_a_network_of_the_zoo_is_exported(tmp_path: Path) -> None:
     assert entries(tmp_path) == ["mlp.onnx"]
 
 
+def test_sizes_beside_the_batch_are_free_if_asked_for(tmp_path: Path) -> None:
+    done = command("export", "--model", "zoo:lstm_classifier", "--free", "1=length", "--json")
+    assert done.code == 0
+    assert done.json["axes"] == ["batch", "length"]
+    session = onnxruntime.InferenceSession(tmp_path / "lstm_classifier.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape[:2] == ["batch", "length"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -32,6 +43,7 @@ def test_a_network_of_the_zoo_is_exported(tmp_path: Path) -> None:
         (["--run", "{result}", "--model", "zoo:mlp"], 3, "one of `--run` and `--model`"),
         (["--run", "{result}"], 3, "is there already"),
         (["--model", "zoo:mlp", "--opset", "3"], 3, "opset=3"),
+        (["--model", "zoo:mlp", "--free", "length"], 3, "must read DIMENSION=NAME"),
         (["--model", "zoo:nothing", "--out", "x.onnx"], 3, "no model is named"),
     ],
 )

@@ -9,10 +9,20 @@ from metaprune.export.example import as_example, named_outputs
 
 def test_other_batch_sizes_repeat_the_rows() -> None:
     x, table = torch.arange(6.0).view(2, 3), torch.randn(7, 3)
-    sized = as_example((x, table)).resized(5)
+    sized = as_example((x, table)).resized(batch=5)
     assert torch.equal(sized.args[0], x[[0, 1, 0, 1, 0]])
     assert torch.equal(sized.args[1], table)
     assert as_example(torch.tensor(1.0)).batch is None
+
+
+def test_named_axes_have_other_sizes_wherever_they_are() -> None:
+    ids, mask, table = torch.arange(6).view(2, 3), torch.ones(2, 3), torch.randn(3, 5)
+    example = as_example({"ids": ids, "mask": mask, "table": table}, {1: "length"})
+    assert example.sizes == {"batch": 2, "length": 3}
+    sized = example.resized(length=4, batch=1)
+    assert sized.kwargs["ids"].tolist() == [[0, 1, 2, 0]]
+    assert sized.kwargs["mask"].shape == (1, 4)
+    assert torch.equal(sized.kwargs["table"], table)
 
 
 def test_drawn_numbers_stay_in_range_and_tokens_stay() -> None:

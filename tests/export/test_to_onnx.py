@@ -30,8 +30,9 @@ def test_the_file_is_the_network_at_three_batch_sizes(file: Path, net: nn.Module
 
 def test_the_record_tells_all(tmp_path: Path, conv: nn.Module) -> None:
     result = export(conv, torch.randn(3, 3, 16, 16), tmp_path / "deep" / "net.onnx")
-    assert (result.rung, result.batch, result.opset, result.refused) == ("named batch", None, 20, ())
-    assert {probe.batch for probe in result.probes} == {1, 3, 5}
+    assert (result.rung, result.batch, result.opset, result.refused) == ("named axes", None, 20, ())
+    assert result.axes == ("batch",)
+    assert {probe.sizes["batch"] for probe in result.probes} == {1, 3, 5}
     assert 0 < result.max_error < 1e-6
     assert result.inputs[0].shape == ("batch", 3, 16, 16)
     assert [port.name for port in result.outputs] == ["output"]
@@ -72,7 +73,7 @@ def test_metadata_are_read_back(tmp_path: Path, conv: nn.Module) -> None:
     metadata = open_session(tmp_path / "net.onnx").metadata
     assert metadata["plan"] == "sha256:ab"
     assert metadata["größe"] == "½"
-    assert metadata["metaprune.rung"] == "named batch"
+    assert metadata["metaprune.rung"] == "named axes"
     assert read(tmp_path / "net.onnx").metadata == metadata
 
 
@@ -149,7 +150,7 @@ class OnlyPairs(nn.Module):
 def test_a_fixed_batch_is_recorded_as_such(tmp_path: Path) -> None:
     result = export(OnlyPairs(), torch.randn(2, 8), tmp_path / "net.onnx")
     assert (result.rung, result.batch) == ("static", 2)
-    assert [refusal.rung for refusal in result.refused] == ["named batch"]
+    assert [refusal.rung for refusal in result.refused] == ["named axes", "automatic axes"]
     assert result.metadata["metaprune.rung"] == "static"
     x = torch.randn(5, 8)  # an odd number of samples is filled up to full batches and cut again
     torch.testing.assert_close(open_session(tmp_path / "net.onnx").predict(x), x.softmax(1), rtol=0, atol=1e-6)
@@ -185,7 +186,10 @@ class Wordy(nn.Module):
 @pytest.mark.parametrize(
     ("model", "rule"),
     [
-        (Branch(), r"By named batch and by static: the exporter failed: GuardOnDataDependentSymNode"),
+        (
+            Branch(),
+            r"By named axes and by automatic axes and by static: the exporter failed: GuardOnDataDependentSymNode",
+        ),
         (Liar(), r"at batch 3 the file differs from the network: error"),
         (Random(), r"the same every time"),
         (Broken(), r"must be finite"),
@@ -278,7 +282,7 @@ class Attend(nn.Module):
 def test_attention_in_any_number_of_dimensions(tmp_path: Path, shape: tuple[int, ...], mask: int) -> None:
     torch.manual_seed(0)
     result = export(Attend(shape, mask), torch.randn(2, *shape, 6, 8), tmp_path / "net.onnx")
-    assert result.rung == "named batch"
+    assert result.rung == "named axes"
 
 
 def test_zeros_padded_before_a_maximum_stay_zeros(tmp_path: Path) -> None:
