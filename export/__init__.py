@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metaprune.export.bench import Bench, bench
+    from metaprune.export.culprit import Culprit, find_culprit
     from metaprune.export.session import Session, open_session
     from metaprune.export.structure import Port, Structure, read
     from metaprune.export.to_onnx import Exported, export, weights_hash
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bench",
     "Check",
+    "Culprit",
     "Exported",
     "Port",
     "Session",
@@ -29,6 +31,7 @@ __all__ = [
     "Validation",
     "bench",
     "export",
+    "find_culprit",
     "open_session",
     "read",
     "validate",
@@ -38,6 +41,7 @@ __all__ = [
 _HOME = {
     "Bench": "bench",
     "Check": "validate",
+    "Culprit": "culprit",
     "Exported": "to_onnx",
     "Port": "structure",
     "Session": "session",
@@ -45,6 +49,7 @@ _HOME = {
     "Validation": "validate",
     "bench": "bench",
     "export": "to_onnx",
+    "find_culprit": "culprit",
     "open_session": "session",
     "read": "structure",
     "validate": "validate",

@@ -4,6 +4,7 @@ Whatever cannot be used at all (no ONNX, truncated, too new, custom operators, d
 with the reason; what can be used but should not be shipped (a leaked path, a node in training mode) is a finding.
 """
 
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from metaprune.errors import InputError
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # what the plain onnxruntime package has kernels for
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_HALF_BYTES = (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)
+_LARGEST = 64 * 2**30  # bytes of one result
 _FIRST_BYTE = b"\x08"  # every ONNX file starts with the field `ir_version`
 # Names of values may look like paths ("/layer1/conv/Conv_output_0"), so a path is known by where it starts.
 _ROOTS = "home|root|Users|usr|opt|var|tmp|mnt|media|srv|private|Volumes"
@@ -83,13 +86,15 @@ def read(path: str | Path) -> Structure:
 
     Raises:
         InputError: It is missing, no ONNX, truncated, breaks the rules of ONNX, has operators that onnxruntime does not
-            bring along, or external data that is missing or outside of its folder.
+            bring along, external data that is missing or outside of its folder, or tensors that are larger than what
+            the file holds or than any memory.
     """
     file = Path(path)
     model = _parse(file)
     nodes = list(_nodes(model))
     _refuse_custom_operators(file, model, nodes)
     external = _external_files(file, model)
+    _refuse_giants(file, model)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     opset = opsets.get("", opsets.get("ai.onnx", 0))
     newest = onnx.defs.onnx_opset_version()
@@ -208,6 +213,49 @@ def _external_files(file: Path, model: ModelProto) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def _refuse_giants(file: Path, model: ModelProto) -> None:
+    """Weights that claim more than there is, and results that no memory holds: a small file may ask for both."""
+    for tensor in _tensors(model):
+        claimed, held = _bytes(tensor), _held(file, tensor)
+        if min(tensor.dims, default=0) < 0 or (held is not None and claimed > held):
+            raise InputError(
+                f"{file.name!r} is damaged: its tensor {tensor.name!r} claims the shape {list(tensor.dims)}, "
+                f"{claimed} bytes, but holds {held}."
+            )
+    if model.ByteSize() > 2 * 10**9:
+        return
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # what breaks the rules is a finding of its own
+        return
+    for value in inferred.graph.value_info:
+        kind = value.type.tensor_type
+        count = math.prod(dim.dim_value for dim in kind.shape.dim if dim.HasField("dim_value"))
+        if count * 4 > _LARGEST:
+            raise InputError(
+                f"no result of a file may need more than {_LARGEST:g} bytes, but {value.name!r} in {file.name!r} has "
+                f"the shape {[dim.dim_value or dim.dim_param for dim in kind.shape.dim]}."
+            )
+
+
+def _bytes(tensor: TensorProto) -> int:
+    """Bytes that the shape of a tensor stands for; texts count as nothing."""
+    if tensor.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
+        return 0
+    bits = 4 if tensor.data_type in _HALF_BYTES else 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return (_count(tensor) * bits + 7) // 8
+
+
+def _held(file: Path, tensor: TensorProto) -> int | None:
+    """Bytes that are there for a tensor, or None where they are not kept as bytes (the checker counts these)."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        offset = told.get("offset") or "0"
+        size = (file.parent / told["location"]).stat().st_size
+        return size - int(offset) if offset.isdecimal() else -1
+    return len(tensor.raw_data) if tensor.HasField("raw_data") else None
+
+
 def _port(value: ValueInfoProto) -> Port:
     kind = value.type.tensor_type
     try:
@@ -219,10 +267,7 @@ def _port(value: ValueInfoProto) -> Port:
 
 
 def _count(tensor: TensorProto) -> int:
-    count = 1
-    for size in tensor.dims:
-        count *= size
-    return count
+    return math.prod(tensor.dims)
 
 
 def _nodes(model: ModelProto) -> Iterator[NodeProto]:

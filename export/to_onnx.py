@@ -75,7 +75,7 @@ class Rung:
         return {name: free(value) for name, value in example.kwargs.items()} or tuple(map(free, example.args))
 
 
-def _ladder(example: Example) -> list[Rung]:
+def ladder(example: Example) -> list[Rung]:
     """The ways to try, in order."""
     batch = {dim: name for dim, name in example.axes.items() if name == BATCH}
     rungs = [Rung("named axes", example.axes), Rung("automatic axes", example.axes, automatic=True)]
@@ -195,11 +195,11 @@ def export(
     truths = _truths(judge, example)
     refused: list[Refusal] = []
     with _folder_of(target):
-        for rung in _ladder(example):
+        for rung in ladder(example):
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".metaprune-") as folder:
                 try:
                     file = Path(folder) / target.name  # its final name, as a file refers to its weights by name
-                    _save(_attempt(rung, judge.single, example, wanted, texts), file)
+                    save(_attempt(rung, judge.single, example, wanted, texts), file)
                     session = open_session(file, threads=1)
                     probes = _prove(session, rung, truths, wanted)
                 except MetapruneError as refusal:
@@ -317,8 +317,12 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _attempt(rung: Rung, model: nn.Module, example: Example, opset: int, texts: dict[str, str]) -> onnx_ir.Model:
-    shapes = rung.shapes(example)
+def draft(model: nn.Module, example: Example, rung: Rung, opset: int) -> tuple[onnx_ir.Model, dict[str, str]]:
+    """The network as the exporter writes it, cleaned but not proved, and the path of the module behind each node.
+
+    Raises:
+        UnsupportedModelError: The exporter fails.
+    """
     names = list(example.call(model))
     try:
         with _silence(), FourDimensionalAttention():
@@ -328,7 +332,7 @@ def _attempt(rung: Rung, model: nn.Module, example: Example, opset: int, texts: 
                 kwargs=dict(example.kwargs),
                 dynamo=True,
                 opset_version=opset,
-                dynamic_shapes=shapes,
+                dynamic_shapes=rung.shapes(example),
                 output_names=names,
                 verbose=False,
             )
@@ -337,8 +341,20 @@ def _attempt(rung: Rung, model: nn.Module, example: Example, opset: int, texts: 
     except Exception as error:  # the exporter's errors have no public family that holds them all
         raise UnsupportedModelError(f"the exporter failed: {_cause(error)}") from error
     network = program.model
+    modules = {str(node.name): _module_of(node) for node in network.graph}
     _keep_padding(network)
     _strip(network)
+    return network, modules
+
+
+def _module_of(node: onnx_ir.Node) -> str:
+    """Path of the module whose forward made a node, or an empty text where the exporter does not tell."""
+    scopes = re.findall(r"'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
+    return scopes[-2] if len(scopes) > 1 else ""
+
+
+def _attempt(rung: Rung, model: nn.Module, example: Example, opset: int, texts: dict[str, str]) -> onnx_ir.Model:
+    network, _ = draft(model, example, rung, opset)
     claimed = json.dumps({port.name: [str(size) for size in port.shape or ()] for port in network.graph.inputs})
     told = {"rung": rung.name, "opset": str(network.opset_imports.get("")), "axes": claimed}
     network.metadata_props.update({**texts, **{f"metaprune.{name}": text for name, text in told.items()}})
@@ -403,7 +419,8 @@ def _strip(network: onnx_ir.Model) -> None:
     network.metadata_props.clear()
 
 
-def _save(network: onnx_ir.Model, path: Path) -> None:
+def save(network: onnx_ir.Model, path: Path) -> None:
+    """Write a network as one file, or beyond 2 GB as two."""
     weights = sum(
         value.const_value.nbytes for value in network.graph.initializers.values() if value.const_value is not None
     )

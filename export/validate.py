@@ -7,7 +7,7 @@
 4. agreement: the same answer for every sample;
 5. accuracy: of the file, on the whole split, and paired with the dense network.
 
-A check that cannot be made says why and counts neither way.
+A check that cannot be made says why and counts neither way. Where numbers are wrong, the node to look at is named.
 """
 
 import tempfile
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metaprune.errors import ConfigError, GateError, InputError, ResourceError
+from metaprune.export.culprit import Culprit, find_culprit
 from metaprune.export.example import Example, as_arrays, as_example
 from metaprune.export.numeric import Judge, Truth
 from metaprune.export.session import Session, first_line, open_session
@@ -65,11 +66,13 @@ class Validation:
         path: The file.
         checks: The checks, in order.
         accuracy: Accuracy of the file on the split, where one was given.
+        culprit: The node that is wrong, where numbers are and one can be named.
     """
 
     path: str
     checks: tuple[Check, ...]
     accuracy: Accuracy | None = None
+    culprit: Culprit | None = None
 
     @property
     def passed(self) -> bool:
@@ -87,8 +90,9 @@ class Validation:
         """
         failed = [f"{check.name}: {check.detail}" for check in self.checks if check.passed is False]
         if failed:
+            named = "" if self.culprit is None else f" Look at {self.culprit}."
             raise GateError(
-                f"{Path(self.path).name!r} fails {len(failed)} of {len(self.checks)} checks. {' '.join(failed)}"
+                f"{Path(self.path).name!r} fails {len(failed)} of {len(self.checks)} checks. {' '.join(failed)}{named}"
             )
         return self
 
@@ -99,6 +103,7 @@ class Validation:
             "passed": self.passed,
             "checks": [check.to_json() for check in self.checks],
             "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
+            "culprit": None if self.culprit is None else self.culprit.to_json(),
         }
 
 
@@ -155,6 +160,7 @@ def validate(
         _third_opinion(session, example, truth, outputs, threads, reference_limit_s),
     ]
     noise = 0.0 if truth is None else 2 * truth.deviation(outputs).tolerance
+    culprit = None if judge is None or checks[1].passed is not False else find_culprit(session, judge, example)
     if split is None:
         answers = _answers_on(truth, outputs, noise)
         return Validation(
@@ -164,12 +170,14 @@ def validate(
                 _agreement(answers) if answers else Check(name="agreement", passed=None, detail=_NO_ANSWERS),
                 Check(name="accuracy", passed=None, detail="not made: it needs a split with labels."),
             ),
+            culprit=culprit,
         )
     answers = _answers(session, judge, split, batch_size, noise, progress)
     return Validation(
         path=str(path),
         checks=(*checks, _agreement(answers), _accuracy(answers, split.name, dense, max_drop)),
         accuracy=answers.of_file(split.name),
+        culprit=culprit,
     )
 
 

@@ -111,6 +111,7 @@ def validate(
         seconds={"total": round(time.perf_counter() - start, 3)},
         details=[check.to_json() for check in checked.checks],
         passed=checked.passed,
+        culprit=None if checked.culprit is None else checked.culprit.to_json(),
     )
 
     def draw(console: "Console") -> None:
@@ -128,6 +129,8 @@ def validate(
             table.add_row(Text(check.name, "bold"), Text(word, style), Text(check.detail.removeprefix("not made: ")))
         console.print(Text(str(path), style="bold"))
         console.print(table)
+        if checked.culprit is not None:
+            console.print(Text.assemble(("Look at ", "bold"), f"{checked.culprit}"))
 
     screen.show(told, draw)
     if checked.passed:

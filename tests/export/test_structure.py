@@ -1,6 +1,7 @@
 """Files from strangers: each thing that is wrong with one is named, and none of them is run."""
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,9 @@ def test_a_truncated_file_is_called_so(conv_file: Path, tmp_path: Path, share: f
         read(tmp_path / "cut.onnx")
 
 
-@pytest.mark.parametrize("content", [b"I am no network.", b"PK\x03\x04" + bytes(100), bytes(1000), b"\x08"])
+@pytest.mark.parametrize(
+    "content", [b"I am no network.", b"PK\x03\x04" + bytes(100), bytes(1000), b"\x08", pickle.dumps(Path("a"))]
+)
 def test_other_files_are_called_no_onnx(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other.onnx").write_bytes(content)
     with pytest.raises(InputError, match=r"other.onnx' (is none|holds no graph|is truncated)"):
@@ -142,3 +145,32 @@ def test_sessions_refuse_what_does_not_fit(conv_file: Path) -> None:
         session.run({"input": np.zeros((1, 3, 16, 16))})
     with pytest.raises(ConfigError, match="threads"):
         open_session(conv_file, threads=0)
+
+
+def test_tensors_larger_than_their_file_or_than_any_memory_are_refused(tmp_path: Path) -> None:
+    claims = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2**20, 2**20], raw_data=b"1234")
+    negative = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[-4, 4], raw_data=bytes(64))
+    asked = numpy_helper.from_array(np.array([2**20, 2**18], np.int64), "s")
+    multiply = helper.make_node("MatMul", ["x", "w"], ["y"])
+    grow = [
+        helper.make_node("ConstantOfShape", ["s"], ["w"]),
+        helper.make_node("ReduceSum", ["w"], ["z"]),
+        helper.make_node("Add", ["x", "z"], ["y"]),
+    ]
+    for nodes, weights, rule in [
+        ([multiply], [claims], r"claims the shape \[1048576, 1048576\], 4398046511104 bytes, but holds 4"),
+        ([multiply], [negative], r"claims the shape \[-4, 4\]"),
+        (grow, [asked], r"'w' in 'giant.onnx' has the shape \[1048576, 262144\]"),
+    ]:
+        ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")]
+        graph = helper.make_graph(nodes, "net", ports[:1], ports[1:], weights)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        (tmp_path / "giant.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(InputError, match=rule):
+            open_session(tmp_path / "giant.onnx")
+
+
+def test_external_data_shorter_than_their_tensor_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.bin").write_bytes(bytes(63))
+    with pytest.raises(InputError, match="64 bytes, but holds 63"):
+        read(external(tmp_path, "data.bin"))
