@@ -85,6 +85,18 @@ def parse_budget(text: "str | Budget") -> Budget:
     return Budget(tuple(limits))
 
 
+def amount(text: str) -> float:
+    """A number with a unit, e.g. of bytes.
+
+    Raises:
+        BudgetError: It is none, or not above 0.
+
+    >>> amount("256KiB"), amount("1GB"), amount("12")
+    (262144.0, 1000000000.0, 12.0)
+    """
+    return _number(text, text)
+
+
 def _number(part: str, text: str) -> float:
     match = _NUMBER.fullmatch(text)
     unit = match[2].lower() if match else ""

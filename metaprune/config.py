@@ -68,7 +68,8 @@ class PruneOptions(BaseModel):
 
     freeze: Texts = ()
     only: Texts = ()
-    budget: str = Field(min_length=1)
+    budget: str = ""
+    device: Annotated[str | None, Field(min_length=1)] = None
     metanet: Annotated[str | None, Field(min_length=1)] = None
     criterion: str | None = None
     allocator: str = "global"
@@ -168,6 +169,10 @@ def prune_options(
     """
     recipe = recipe or Recipe(Path())
     options = options_of(PruneOptions, flags, recipe)
+    if not options.budget and options.device is None:  # a device may limit weights by itself
+        given = flags.get("budget") is not None or "budget" in recipe.values
+        rule = "must not be empty, but it is ''" if given else "is needed, but was not given"
+        raise ConfigError(f"{_where('budget', flags, recipe)} {rule}. For example: {_EXAMPLES['budget']}.")
 
     def where(key: str) -> str:
         return _where(key, flags, recipe)

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from metaprune.cli.summary import OUTCOME, draw, gates_failed, outcome
 from metaprune.config import PruneOptions
 from metaprune.criteria import CRITERIA, MetanetScore
 from metaprune.errors import ConfigError, GateError
+from metaprune.export.devices import Settings, load_device, settings_for
 from metaprune.files import read_json, write_atomically
 from metaprune.graph import trace
 from metaprune.metanet import load_checkpoint
@@ -53,6 +54,7 @@ class Order:
         resume: Go on with it.
         ideas: Command lines to try next, beside the usual ones.
         prepare: Makes the dense network after all checks, e.g. by training it; None takes it as it was read.
+        notes: What a device made of the options, one sentence each.
     """
 
     command: str
@@ -63,6 +65,7 @@ class Order:
     resume: bool = False
     ideas: tuple[str, ...] = ()
     prepare: Callable[[Subject, Run, Watch], nn.Module] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
         with screen.watch() as watch, ExitStack() as stack:
             tracked = tracker(order.options.tracking_uri, order.options.track)
             watch.step("Reading network, weights and data")
-            subject, recoveries = _read_and_check(order.options)
+            subject, recoveries, settings = _read_and_check(order.options)
             watch.end()
             if subject.random and order.prepare is None:
                 screen.warn("no --weights: the network has random ones, so that only its costs mean something.")
@@ -100,6 +103,9 @@ def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
             )  # fmt: skip
             kept = True
             watch.end()
+            if settings is not None:
+                decided = {"budget": settings.budget, "round_to": settings.round_to}
+                order = replace(order, options=order.options.model_copy(update=decided), notes=settings.notes)
             answer = _work(order, run, subject, recoveries, tracked, watch)
             shutil.rmtree(run.folder / CHECKPOINTS, ignore_errors=True)  # a finished run has no use for them
         if tracked.problem:
@@ -148,10 +154,12 @@ def _plain(value: Any) -> str:
     return json.dumps(value)
 
 
-def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery]]:
+def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery], Settings | None]:
     """Everything that can be wrong with the options, found before anything is written."""
     device = torch_device(options.accelerator)
-    parse_budget(options.budget)
+    if options.budget:
+        parse_budget(options.budget)
+    device_profile = None if options.device is None else load_device(options.device)
     _check_needs(options)
     _check_metanet(options)
     recoveries = resolve(options.recovery or ("recalibrate_norm" if options.data else None), **options.training)
@@ -167,7 +175,15 @@ def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery]]:
     )
     task = resolve_task(options.task, subject.module)
     network = trace(subject.module, subject.source.example_inputs, freeze=options.freeze, only=options.only)
-    reachable_limits(network, options.budget, floor=options.floor, round_to=options.round_to or 1)
+    settings = None
+
+    def reach(budget: str, round_to: int) -> None:
+        reachable_limits(network, budget, floor=options.floor, round_to=round_to)
+
+    if device_profile is None:
+        reach(options.budget, options.round_to or 1)
+    else:
+        settings = settings_for(device_profile, network, options.budget, options.round_to, reach=reach)
     data = subject.dataset
     context = Context(
         train=None if data is None else data.train,
@@ -179,7 +195,7 @@ def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery]]:
     )
     for recovery in recoveries:
         recovery.check(subject.module, context)
-    return subject, recoveries
+    return subject, recoveries, settings
 
 
 def _check_needs(options: PruneOptions) -> None:
@@ -243,6 +259,7 @@ def _work(
     watch.end()
     result.save(run.folder)
     delivery = deliver(result, dense, subject, options, order.folder, watch)
+    delivery.notes[:0] = order.notes
     told = outcome(order.command, options, subject, recoveries, result, delivery, tracked)
     told["seconds"] = {**result.seconds, **delivery.seconds, "total": round(time.perf_counter() - began, 3)}
     told["reproduce"] = order.again

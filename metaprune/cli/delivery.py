@@ -1,6 +1,7 @@
 """From a result to files that can be deployed, each of them proved: ONNX, checks, latency, report."""
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ from metaprune.cli.summary import DENSE, DENSE_WEIGHTS, PRUNED, REPORT
 from metaprune.config import PruneOptions
 from metaprune.errors import InputError, MetapruneError, ResourceError
 from metaprune.export import Exported, Validation, export, validate, weights_hash
+from metaprune.export.devices import Device, fits, load_device
 from metaprune.measure import Latency, latency
-from metaprune.pipeline import TOLERANCE, Result
+from metaprune.pipeline import TOLERANCE, Result, plan
 from metaprune.recovery import Recovery
-from metaprune.report import Findings, write
+from metaprune.report import Findings, numbers, write
 
 BENCH_S = 2.0
+ANY_SIZE = "any-size.onnx"
 _REFERENCE_S = 30.0  # patience with ONNX's own evaluator, which is slow on large networks
 
 WHAT = {
@@ -46,6 +49,7 @@ class Delivery:
         latency: Dense and pruned file in pairs, or None.
         checks: Name, outcome and finding of everything that was checked.
         notes: What a user should know.
+        device: What the device makes of the network: its profile's name, label and alignment, and projected latencies.
         seconds: Time of each step.
     """
 
@@ -55,6 +59,7 @@ class Delivery:
     latency: Latency | None = None
     checks: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    device: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def write_report(
@@ -119,12 +124,14 @@ def deliver(
         _validate(delivery, result, subject, watch)
     if options.bench and (folder / DENSE).exists():
         with _timed(delivery, "bench", "Timing dense against pruned", watch):
-            _bench(delivery, options, watch)
+            _bench(delivery, result, options, watch)
+    if options.device is not None:
+        _for_device(delivery, load_device(options.device), result, options.round_to or 1)
     return delivery
 
 
 def _export(delivery: Delivery, result: Result, dense: nn.Module, subject: Subject, options: PruneOptions) -> None:
-    plan = hashlib.sha256((delivery.folder / "plan.json").read_bytes()).hexdigest()
+    plan_hash = hashlib.sha256((delivery.folder / "plan.json").read_bytes()).hexdigest()
     about = {"metaprune.model": subject.source.spec, "metaprune.source": weights_hash(dense)}
     measured = {f"metaprune.accuracy.{name}": str(found) for name, found in result.accuracy.items()}
     example = subject.source.example_inputs
@@ -133,7 +140,7 @@ def _export(delivery: Delivery, result: Result, dense: nn.Module, subject: Subje
             result.model,
             example,
             delivery.folder / PRUNED,
-            metadata={**about, **measured, "metaprune.budget": options.budget, "metaprune.plan": plan},
+            metadata={**about, **measured, "metaprune.budget": options.budget, "metaprune.plan": plan_hash},
             overwrite=True,
         )
     except MetapruneError as error:
@@ -160,16 +167,62 @@ def _validate(delivery: Delivery, result: Result, subject: Subject, watch: Watch
     ]
 
 
-def _bench(delivery: Delivery, options: PruneOptions, watch: Watch) -> None:
+def _bench(delivery: Delivery, result: Result, options: PruneOptions, watch: Watch) -> None:
+    files = [delivery.folder / DENSE, delivery.folder / PRUNED]
     try:
-        delivery.latency = latency(
-            [delivery.folder / DENSE, delivery.folder / PRUNED],
-            seconds=BENCH_S,
-            seed=options.seed,
-            progress=watch.share("calls in random order"),
-        )
+        with tempfile.TemporaryDirectory(prefix="metaprune-") as folder:
+            if options.device is not None and (options.round_to or 1) > 1:
+                files += _of_any_size(result, options, Path(folder))
+            delivery.latency = latency(
+                files, seconds=BENCH_S, seed=options.seed, progress=watch.share("calls in random order")
+            )
     except (InputError, ResourceError) as error:  # the result is good without it
         delivery.notes.append(f"The files could not be timed: {error}")
+
+
+def _of_any_size(result: Result, options: PruneOptions, folder: Path) -> list[Path]:
+    """What alignment refuses: the network at the same budget with sizes as they come, to be timed beside the others."""
+    loose = plan(result.network, options.budget, "l2", round_to=1, floor=options.floor, seed=options.seed)
+    try:
+        slim = result.network.cut(loose).module
+        return [Path(export(slim, result.network.example_inputs, folder / ANY_SIZE).path)]
+    except MetapruneError:  # it is shown where it can be, and decides nothing
+        return []
+
+
+def _for_device(delivery: Delivery, device: Device, result: Result, round_to: int) -> None:
+    """Whether the file fits the device, and what two ceilings say of its time there."""
+    found = fits(device, delivery.folder / PRUNED)
+    if found:
+        passed = all(fit.passed for fit in found)
+        detail = f"on {device.name}, {'; '.join(map(str, found))}."
+        delivery.checks.append({"name": "device", "passed": passed, "detail": detail})
+    times = {
+        name: device.projected_ms(figures.macs, figures.bytes)
+        for name, figures in (("before", result.before), ("after", result.after))
+    }
+    delivery.device = {
+        "name": device.name,
+        "label": device.label,
+        "round_to": round_to,
+        "precision": list(device.precision),
+        "projected_ms": {name: None if time is None else time.value for name, time in times.items()},
+    }
+    if device.label != "measured":
+        said = "Its latencies are those of this machine."
+        if times["before"] is not None and times["after"] is not None:
+            dense, pruned = (numbers.milliseconds(time.value) for time in times.values() if time is not None)
+            said += (
+                f" On {device.name} two ceilings give {dense} for the dense and {pruned} for the pruned (projected)."
+            )
+        delivery.notes.append(said)
+    if delivery.latency is not None and len(delivery.latency.comparisons) > 1:
+        ours, loose = delivery.latency.comparisons
+        word = "Refused" if loose.ratio.value > ours.ratio.value else "Not taken"
+        delivery.notes.append(
+            f"{word}: as few MACs with sizes of any number take {numbers.ratio(loose.ratio.value)} the time of the "
+            f"dense network here ({loose.verdict}); in multiples of {round_to} it is {numbers.ratio(ours.ratio.value)}."
+        )
 
 
 @contextmanager

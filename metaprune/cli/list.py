@@ -25,7 +25,8 @@ def list_(
         str | None,
         typer.Argument(
             metavar="[KIND]",
-            help="models, datasets, metanets, criteria, allocators, recoveries, edits, gates, tasks or configs. [all]",
+            help="models, datasets, metanets, criteria, allocators, recoveries, edits, gates, tasks, configs or "
+            "devices. [all]",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -124,11 +125,21 @@ def _tasks() -> Mapping[str, str]:
     return {**_described(TASKS), "feature_matching": _first_line(FeatureMatching)}
 
 
+def _devices() -> Mapping[str, str]:
+    return _described_files(lambda name: name.startswith("devices/"), "devices/")
+
+
 def _configs() -> Mapping[str, str]:
+    return _described_files(lambda name: not name.startswith("devices/"))
+
+
+def _described_files(wanted: Callable[[str], bool], prefix: str = "") -> Mapping[str, str]:
+    """The first lines of shipped files."""
     from metaprune.config import shipped_recipes
 
-    firsts = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in shipped_recipes().items()}
-    return {name: first.removeprefix("#").strip() for name, first in firsts.items()}
+    files = {name: path for name, path in shipped_recipes().items() if wanted(name)}
+    firsts = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in files.items()}
+    return {name.removeprefix(prefix): first.removeprefix("#").strip() for name, first in firsts.items()}
 
 
 KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
@@ -142,4 +153,5 @@ KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
     "gates": _gates,
     "tasks": _tasks,
     "configs": _configs,
+    "devices": _devices,
 }

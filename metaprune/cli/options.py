@@ -54,6 +54,14 @@ Only = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="Modules that alone may be cut, named likewise.", rich_help_panel=DECISION),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME_OR_FILE",
+        help="What the network is for (`metaprune list devices`), or a profile of your own in YAML.",
+        rich_help_panel=DECISION,
+    ),
+]
 RunFolder = Annotated[
     str | None, typer.Option("--run", metavar="FOLDER", help="A result of `metaprune prune`.", rich_help_panel=NETWORK)
 ]

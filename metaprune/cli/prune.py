@@ -14,6 +14,7 @@ from metaprune.cli.options import (
     AsJson,
     Data,
     Debug,
+    Device,
     Freeze,
     InputShape,
     Model,
@@ -43,6 +44,7 @@ def prune(
         str | None,
         typer.Option(metavar="BUDGET", help="E.g. macs=0.5, or params=0.3,bytes=256KB.", rich_help_panel=DECISION),
     ] = None,
+    device: Device = None,
     metanet: Annotated[
         str | None,
         typer.Option(
@@ -64,7 +66,8 @@ def prune(
         str | None, typer.Option(metavar="NAME", help="How much each axis may lose. [global]", rich_help_panel=DECISION)
     ] = None,
     round_to: Annotated[
-        int | None, typer.Option(metavar="N", help="Sizes are multiples of this. [1]", rich_help_panel=DECISION)
+        int | None,
+        typer.Option(metavar="N", help="Sizes are multiples of this. [--device, else 1]", rich_help_panel=DECISION),
     ] = None,
     floor: Annotated[
         float | None,
@@ -157,6 +160,7 @@ def prune(
         "freeze": freeze,
         "only": only,
         "budget": budget,
+        "device": device,
         "metanet": metanet,
         "criterion": criterion,
         "allocator": allocator,

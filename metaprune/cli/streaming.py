@@ -84,6 +84,11 @@ def _check_options(options: PruneOptions) -> str:
             "`--metanet` reads and changes all weights together, but `--stream` holds one tensor at a time. Leave out "
             "one of them."
         )
+    if options.device is not None:
+        raise ConfigError(
+            "`--device` is for networks that are exported and run, but `--stream` never holds one. Leave out one of "
+            "them."
+        )
     if options.weights is None:
         raise ConfigError("`--stream` cuts weights from file to file. Give them: --weights FILE or FOLDER.")
     return options.weights
@@ -107,6 +112,7 @@ def _outcome(order: Order, source: SourceModel, done: Streamed) -> dict[str, Any
         recovery=[],
         plan=plan_told(done.plan, done.network),
         surgery=done.cut.to_json(),
+        device=None,
         accuracy={},
         difference=None,
         latency=None,

@@ -74,6 +74,7 @@ def outcome(
         ],
         plan=plan_told(result.plan, result.network),
         surgery=dict(result.surgery),
+        device=delivery.device,
         accuracy={name: found.to_json() for name, found in result.accuracy.items()},
         difference=None if result.difference is None else result.difference.to_json(),
         latency=None if latency is None else latency.to_json(),

@@ -21,6 +21,7 @@ from metaprune.pipeline import TOLERANCE, Result
 from metaprune.report import charts, numbers
 from metaprune.run import versions
 
+LATENCIES = ("dense", "pruned", "refused: sizes of any number")
 ACCURACIES = {"dense": "dense", "cut": "directly after the cut", "recovered": "after recovery"}
 
 
@@ -85,7 +86,7 @@ def render(findings: Findings) -> str:
         tolerance=TOLERANCE,
         rows=_rows(findings),
         accuracies=charts.accuracy_spans(result.accuracy, ACCURACIES),
-        latencies=None if findings.latency is None else charts.latency_spans(findings.latency, ("dense", "pruned")),
+        latencies=None if findings.latency is None else charts.latency_spans(findings.latency, LATENCIES),
         groups=groups,
         axes=sum(not bar.note for bars in groups.values() for bar in bars),
         cut=sum(bar.kept < bar.size for bars in groups.values() for bar in bars),

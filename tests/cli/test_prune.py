@@ -517,3 +517,40 @@ def test_half_the_macs_of_a_real_network_without_training(
     assert all(check["passed"] for check in told["checks"])
     assert told["after"]["macs"] <= 0.5 * told["before"]["macs"]
     assert told["accuracy"]["recovered"]["low"] > peer
+
+
+def test_a_device_decides_alignment_and_shows_what_that_refuses(tmp_path: Path) -> None:
+    (tmp_path / "board.yaml").write_text(
+        "label: emulated\nround_to: 4\nprecision: [int8]\nstorage: 5KB\nruntime: false\n"
+    )
+    words = [
+        "--model",
+        "zoo:digits_cnn",
+        "--budget",
+        "macs=0.7",
+        "--device",
+        "board.yaml",
+        "--no-track",
+        "--out",
+        "made",
+    ]
+    done = command("prune", *words, "--json")
+    assert done.code in (0, 4), done.said
+    told = done.json
+    assert told["budget"] == "macs=0.7,params=5000"
+    assert {axis["kept"] % 4 for axis in told["plan"]["axes"]} == {0}
+    assert told["device"]["name"] == "board"
+    assert told["device"]["round_to"] == 4
+    check = next(check for check in told["checks"] if check["name"] == "device")
+    assert "weights take" in check["detail"]
+    assert "(projected)" in check["detail"]
+    assert [note for note in told["notes"] if "sizes of any number take" in note]
+    assert [note for note in told["notes"] if "board asks for params=5000" in note]
+    assert "sizes of any number" in (tmp_path / "made" / "report.html").read_text()
+
+
+def test_a_device_that_the_network_fits_still_needs_a_budget() -> None:
+    done = command("prune", "--model", "zoo:mlp", "--device", "mcu-512k", "--out", "made")
+    assert done.code == 3
+    assert "fits mcu-512k as it is" in done.said
+    assert command("prune", "--model", "zoo:mlp", "--budget", "macs=0.5", "--device", "rpi9").code == 3
