@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metaprune.allocate import ALLOCATORS, Allocator, Problem
 from metaprune.budget import QUANTITIES, Budget, parse_budget
-from metaprune.criteria import CRITERIA, Calibration, Criterion, MetanetScore, metanet_edit, unit_scores
+from metaprune.criteria import CRITERIA, Calibration, Criterion, MetanetScore, Verdict, metanet_edit, unit_scores
 from metaprune.data import Dataset, Split
 from metaprune.edits import DropBlock, Keep, SetWeight
 from metaprune.errors import ConfigError, InputError, VerificationError
@@ -87,44 +87,142 @@ def plan(
     """
     budget = parse_budget(budget)
     round_to = 1 if round_to is None else round_to
-    judge = CRITERIA[criterion]() if isinstance(criterion, str) else criterion
+    if isinstance(allocator, str):
+        _ = ALLOCATORS[allocator]  # an unknown name is refused before anything is judged
+    limits = reachable_limits(network, budget, floor=floor, round_to=round_to)
+    judgement = judge(
+        network, criterion, metanet, data, loss, seed, calibration=calibration, share=share_left(network, limits)
+    )
+    return allot(network, judgement, budget, allocator, round_to=round_to, floor=floor)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Judgement:
+    """What the units of a network are worth, and what a metanetwork made of its weights; allocators go on from here.
+
+    Args:
+        criterion: As it was named.
+        metanet: Likewise.
+        judge: The criterion itself.
+        verdict: What it says.
+        edited: Parameters that the metanetwork changed, by name.
+        seen: The calibration data and the task.
+        calibration: Samples of it.
+    """
+
+    criterion: str | Criterion
+    metanet: str | None
+    judge: Criterion
+    verdict: Verdict
+    edited: Mapping[str, Tensor]
+    seen: Calibration
+    calibration: int
+
+
+def judge(
+    network: Network,
+    criterion: str | Criterion = "l2",
+    metanet: str | None = None,
+    data: Data | None = None,
+    loss: str | Task | Callable[..., Tensor] | None = None,
+    seed: int = 0,
+    *,
+    calibration: int = CALIBRATION,
+    share: float = 0.5,
+) -> Judgement:
+    """Score the units of a network; the arguments are those of :func:`plan`.
+
+    Args:
+        network: A traced network.
+        criterion: What a unit is worth.
+        metanet: A metanetwork that edits the network first.
+        data: What is looked at.
+        loss: What is to stay small.
+        seed: Draws the calibration samples.
+        calibration: Samples to look at.
+        share: Part of the dense cost that is to be left, for metanetworks.
+
+    Raises:
+        ConfigError: An argument does not fit.
+        InputError: The data cannot be used.
+    """
+    chosen = CRITERIA[criterion]() if isinstance(criterion, str) else criterion
     editor = None if metanet is None else load_checkpoint(metanet).metanet
     if metanet is not None and criterion == "metanet":
-        judge = CRITERIA["l2"]() if isinstance(editor, PaperMetanet) else MetanetScore(checkpoint=metanet)
-    divide = ALLOCATORS[allocator]() if isinstance(allocator, str) else allocator
-    limits = reachable_limits(network, budget, floor=floor, round_to=round_to)
-    task = resolve_task(loss, network.model)
+        chosen = CRITERIA["l2"]() if isinstance(editor, PaperMetanet) else MetanetScore(checkpoint=metanet)
     batches = None if data is None else calibration_batches(data, calibration, seed)
-    dense = network.cost()
-    share = min(min(limit / dense[quantity] for quantity, limit in limits.items()), 1.0)
-    seen = Calibration(batches, task, seed, share)
+    seen = Calibration(batches, resolve_task(loss, network.model), seed, share)
     edited = {} if editor is None else _edited(network, editor, seen)
-    verdict = judge.judge(network.with_tensors(edited) if edited else network, seen)
+    verdict = chosen.judge(network.with_tensors(edited) if edited else network, seen)
+    return Judgement(
+        criterion=criterion, metanet=metanet, judge=chosen, verdict=verdict, edited=edited, seen=seen,
+        calibration=calibration,
+    )  # fmt: skip
+
+
+def allot(
+    network: Network,
+    judgement: Judgement,
+    budget: str | Budget,
+    allocator: str | Allocator = "global",
+    *,
+    round_to: int = 1,
+    floor: float = 0.1,
+    grid: float | None = None,
+) -> Plan:
+    """Decide what to cut by what the units are worth.
+
+    Args:
+        network: The network that was judged.
+        judgement: What its units are worth.
+        budget: What it may cost.
+        allocator: How much each axis may lose: a registered name, or an instance.
+        round_to: Sizes of channel and hidden axes are multiples of this.
+        floor: Smallest share of every axis that must stay.
+        grid: Sizes are multiples of this share of their axis, rounded up; None allows every size.
+
+    Raises:
+        ConfigError: An argument does not fit.
+        BudgetError: The budget cannot be reached; the smallest cost that can is named.
+    """
+    budget, seen, verdict = parse_budget(budget), judgement.seen, judgement.verdict
+    divide = ALLOCATORS[allocator]() if isinstance(allocator, str) else allocator
+    limits = reachable_limits(network, budget, floor=floor, round_to=round_to, grid=grid)
     problem = Problem(
-        network, verdict.scores, limits, judge.additive, floor, round_to, verdict.curves, batches, task, seed
-    )
+        network, verdict.scores, limits, judgement.judge.additive, floor, round_to, verdict.curves, seen.batches,
+        seen.task, seen.seed, grid,
+    )  # fmt: skip
     kept = divide.allocate(problem)
-    edits: tuple[Edit, ...] = tuple(SetWeight(name, tensor) for name, tensor in edited.items())
+    edits: tuple[Edit, ...] = tuple(SetWeight(name, tensor) for name, tensor in judgement.edited.items())
     edits += tuple(
         Keep(axis.name, axis.size, kept[axis.name])
         for axis in network.axes
         if axis.name in kept and 0 < len(kept[axis.name]) < axis.size
     )
     edits += _dropped(network, {name for name, ranks in kept.items() if not ranks})
-    learnt = metanet is not None or isinstance(judge, MetanetScore)  # it reads what criteria say of the data
+    # A metanetwork reads what criteria say of the data.
+    learnt = judgement.metanet is not None or isinstance(judgement.judge, MetanetScore)
+    looked = judgement.judge.needs or divide.needs or (learnt and seen.batches is not None)
     made_by = {
         "budget": str(budget),
-        "criterion": criterion if isinstance(criterion, str) else repr(criterion),
+        "criterion": judgement.criterion if isinstance(judgement.criterion, str) else repr(judgement.criterion),
         "allocator": allocator if isinstance(allocator, str) else repr(allocator),
         "round_to": round_to,
         "floor": floor,
-        "seed": seed,
-        "calibration": calibration if judge.needs or divide.needs or (learnt and data is not None) else 0,
-        **({} if metanet is None else {"metanet": metanet}),
+        "seed": seen.seed,
+        "calibration": judgement.calibration if looked else 0,
+        **({} if grid is None else {"grid": grid}),
+        **({} if judgement.metanet is None else {"metanet": judgement.metanet}),
         **({} if verdict.additivity is None else {"additivity": round(verdict.additivity, 4)}),
         **network.traced_with,
     }
     return Plan(edits, network.fingerprint, made_by)
+
+
+def share_left(network: Network, limits: Mapping[str, float]) -> float:
+    """The part of the dense cost that limits leave, the smallest over their quantities, at most 1."""
+    dense = network.cost()
+    return min(min(limit / dense[quantity] for quantity, limit in limits.items()), 1.0)
 
 
 def _dropped(network: Network, empty: set[str]) -> tuple[Edit, ...]:
@@ -144,7 +242,7 @@ def _edited(network: Network, editor: Metanet | PaperMetanet, calibration: Calib
 
 
 def reachable_limits(
-    network: Network, budget: str | Budget, *, floor: float = 0.1, round_to: int = 1
+    network: Network, budget: str | Budget, *, floor: float = 0.1, round_to: int = 1, grid: float | None = None
 ) -> dict[str, float]:
     """What a budget allows of each quantity, in absolute numbers, if some allocation can meet it.
 
@@ -153,6 +251,7 @@ def reachable_limits(
         budget: As for :func:`plan`.
         floor: Likewise.
         round_to: Likewise, at least 1.
+        grid: As for :func:`allot`.
 
     Raises:
         ConfigError: A number is out of range, or the network has no axis that may be cut.
@@ -164,7 +263,7 @@ def reachable_limits(
     if not shape:
         why = "all must stay. `metaprune inspect` says why" if network.axes else "it has no parameters"
         raise ConfigError(f"the network must have a prunable axis, but {why}.")
-    Problem(network, shape, limits, floor=floor, round_to=round_to)  # refuses what cannot be reached
+    Problem(network, shape, limits, floor=floor, round_to=round_to, grid=grid)  # refuses what cannot be reached
     return limits
 
 
@@ -258,7 +357,7 @@ class Result:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.plan.save(folder / "plan.json")
-        write_atomically(folder / "model.safetensors", save(_stored_tensors(self.model)))
+        write_atomically(folder / "model.safetensors", save(stored_tensors(self.model)))
         kind, tensors = flatten_example(self.network.example_inputs)
         write_atomically(folder / "example.safetensors", save(tensors, {"kind": kind}))
         content = {"schema": SCHEMA, "network": self.network.fingerprint, **self.to_json()}
@@ -437,10 +536,16 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         raise InputError(
             f"the weights in {folder} must fit its plan, but {misfits[0]!r} does not. The folder is damaged."
         )
+    return fill(slim, dict(stored.items())).eval()
+
+
+def fill(slim: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Give a network the tensors that :func:`stored_tensors` took from one like it; it is changed, and returned."""
+    own = named_tensors(slim)
     with torch.no_grad():
-        for name, tensor in stored.items():
+        for name, tensor in tensors.items():
             own[name].copy_(tensor)
-    return slim.eval()
+    return slim
 
 
 def _own_rules(plan: Plan) -> str:
@@ -551,7 +656,7 @@ def figures(network: Network, plan: Plan | None, measured: Sequence[Accuracy]) -
     return Figures(metrics=metrics, macs=cost.macs, params=cost.params, bytes=cost.bytes)
 
 
-def _stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer once, under its first name, as memory of its own."""
     first: dict[int, str] = {}
     for name, tensor in named_tensors(model).items():

@@ -24,9 +24,9 @@ ROWS = [
     {"gates"},
     {"metatrain"},
     {"export"},
-    {"search"},
     {"pipeline"},
-    {"stream"},
+    {"stream", "subject"},
+    {"search"},
     {"audit", "report"},
     {"cli"},
 ]

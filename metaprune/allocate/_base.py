@@ -37,6 +37,7 @@ class Problem:
         batches: Gives a fresh pass over the calibration batches, for allocators that run the network.
         task: How it runs on them, and its loss.
         seed: For allocators that draw random numbers.
+        grid: Sizes are multiples of this share of their axis, rounded up; None allows every size.
 
     Raises:
         ConfigError: A number is out of range.
@@ -53,12 +54,15 @@ class Problem:
     batches: Callable[[], Iterator[Any]] | None = None
     task: Task | None = None
     seed: int = 0
+    grid: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"`0 <= floor <= 1` must hold, but floor={self.floor}.")
         if self.round_to < 1:
             raise ConfigError(f"`round_to >= 1` must hold, but round_to={self.round_to}.")
+        if self.grid is not None and not 0 < self.grid <= 1:
+            raise ConfigError(f"`0 < grid <= 1` must hold, but grid={self.grid}.")
         for axis in self.axes:
             curve = self.curves.get(axis.name)
             if curve is not None and (curve.shape != (axis.size + 1,) or not bool(curve.isfinite().all())):
@@ -110,15 +114,25 @@ class Problem:
         return max(1, math.ceil(self.floor * axis.size))
 
     def aligned(self, axis: Axis, wanted: float) -> int:
-        """The nearest legal size at or above `wanted`: not below the floor, a multiple of `round_to`, or the axis."""
-        size = max(self.lowest(axis), math.ceil(wanted))
-        if axis.kind in ALIGNED:
-            size = math.ceil(size / self.round_to) * self.round_to
-        return min(size, axis.size)
+        """The nearest legal size at or above `wanted`; the whole axis where that is more."""
+        levels = self.levels(axis)
+        return int(levels[min(int(np.searchsorted(levels, wanted)), len(levels) - 1)])
 
     def levels(self, axis: Axis) -> Sizes:
-        """All legal sizes of an axis, ascending."""
-        return np.unique([self.aligned(axis, size) for size in range(1, axis.size + 1)])
+        """All legal sizes of an axis, ascending: on the grid, multiples of `round_to` from the floor up, or whole."""
+        return self._levels[axis.name]
+
+    @cached_property
+    def _levels(self) -> dict[str, Sizes]:
+        return {axis.name: self._levels_of(axis) for axis in self.network.axes if axis.prunable}
+
+    def _levels_of(self, axis: Axis) -> Sizes:
+        step = 1.0 if self.grid is None else max(1.0, self.grid * axis.size)
+        sizes = np.ceil(np.append(np.arange(step, axis.size, step), axis.size) - 1e-9).astype(np.int64)
+        sizes = np.maximum(sizes, self.lowest(axis))
+        if axis.kind in ALIGNED:
+            sizes = -(-sizes // self.round_to) * self.round_to
+        return np.unique(np.minimum(sizes, axis.size))
 
     def curve(self, axis: Axis) -> npt.NDArray[np.float64]:
         """Predicted loss with k units kept, shape (size + 1,): the one given, else the sum of the lowest scores.

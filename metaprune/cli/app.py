@@ -4,13 +4,14 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from metaprune import __version__
-from metaprune.cli import bench, demo, doctor, export, inspect, metatrain, prune, ui, validate
+from metaprune.cli import bench, demo, doctor, export, inspect, metatrain, prune, search, ui, validate
 from metaprune.cli import list as list_
 from metaprune.cli.failure import BROKEN_PIPE, Interrupted, failure_of, traceback_of
 from metaprune.cli.screen import say_failure
@@ -50,6 +51,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with `metaprune demo`. Every command explains itself: metaprune prune --help.",
 )
+_search = typer.Typer(
+    cls=_Verbs, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True
+)
+for _part in search.VERBS:
+    _search.command(_part.__name__, cls=_Verb)(_part)
 for _verb in (
     demo.demo,
     inspect.inspect,
@@ -63,6 +69,7 @@ for _verb in (
     doctor.doctor,
 ):
     app.command(_verb.__name__.strip("_"), cls=_Verb)(_verb)
+app.add_typer(_search, name="search", help="Search for the best trade-offs by many prunings.")
 
 
 def _version(wanted: bool) -> None:
@@ -104,12 +111,14 @@ def run(arguments: Sequence[str]) -> int:
         if "--debug" in arguments and not failure.usage:
             print(traceback_of(error), file=sys.stderr)
         if "--json" in arguments:
-            verb = next((word for word in arguments if word in app_verbs()), None)
+            words = [*arguments, *map(" ".join, pairwise(arguments))]
+            verb = next((word for word in words if word in app_verbs()), None)
             print(json.dumps({"command": verb, "version": __version__, "error": failure.to_json()}))
         say_failure(failure)
         return failure.exit_code
 
 
 def app_verbs() -> tuple[str, ...]:
-    """Names of all verbs."""
-    return tuple(str(command.name) for command in app.registered_commands)
+    """Names of all verbs, those of a family behind its name."""
+    own = tuple(str(command.name) for command in app.registered_commands)
+    return own + tuple(f"search {command.name}" for command in _search.registered_commands)

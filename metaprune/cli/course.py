@@ -22,7 +22,6 @@ from metaprune.budget import parse_budget
 from metaprune.cli.delivery import Delivery, deliver
 from metaprune.cli.failure import Interrupted
 from metaprune.cli.screen import Screen, Watch, finite
-from metaprune.cli.subject import Subject, read_subject
 from metaprune.cli.summary import OUTCOME, draw, gates_failed, outcome
 from metaprune.config import PruneOptions
 from metaprune.criteria import CRITERIA, MetanetScore
@@ -34,10 +33,10 @@ from metaprune.metanet import load_checkpoint
 from metaprune.pipeline import Result, calibration_batches, prune, reachable_limits
 from metaprune.recovery import Context, Recovery, resolve, torch_device
 from metaprune.run import Run, check, read
+from metaprune.subject import CLASSIFICATION, Subject, read_subject
 from metaprune.task import resolve_task
 from metaprune.tracking import Tracker, tracker, without_password
 
-CLASSIFICATION = "classification"
 CHECKPOINTS = "checkpoints"
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from metaprune.cli.screen import Watch
-from metaprune.cli.subject import Subject
 from metaprune.cli.summary import DENSE, DENSE_WEIGHTS, PRUNED, REPORT
 from metaprune.config import PruneOptions
 from metaprune.errors import InputError, MetapruneError, ResourceError
@@ -22,6 +21,7 @@ from metaprune.measure import Latency, latency
 from metaprune.pipeline import TOLERANCE, Result, plan
 from metaprune.recovery import Recovery
 from metaprune.report import Findings, numbers, write
+from metaprune.subject import Subject
 
 BENCH_S = 2.0
 ANY_SIZE = "any-size.onnx"

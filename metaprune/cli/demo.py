@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from metaprune.cli.screen import Watch
-    from metaprune.cli.subject import Subject
     from metaprune.run import Run
+    from metaprune.subject import Subject
 
 MODEL, DATA, BUDGET = "zoo:digits_cnn", "digits", "macs=0.5"
 ROUND_TO = 8  # odd numbers of channels are slower on most processors than the dense network

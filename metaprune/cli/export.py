@@ -41,9 +41,9 @@ def export(
     from metaprune import export as room
     from metaprune.cli.saved import open_saved
     from metaprune.cli.screen import Screen
-    from metaprune.cli.subject import model_args, read_subject, shape_of
     from metaprune.errors import ConfigError
     from metaprune.report import numbers
+    from metaprune.subject import model_args, read_subject, shape_of
 
     if (run is None) == (model is None):
         raise ConfigError("one of `--run` and `--model` says what to export, but there are none or both.")

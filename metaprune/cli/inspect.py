@@ -41,11 +41,11 @@ def inspect(
     from rich.text import Text
 
     from metaprune.cli.screen import Screen
-    from metaprune.cli.subject import model_args, read_subject, shape_of
     from metaprune.errors import ConfigError
     from metaprune.graph import trace
     from metaprune.graph.show import axis_rows, axis_tree
     from metaprune.report import numbers
+    from metaprune.subject import model_args, read_subject, shape_of
 
     if model is None:
         raise ConfigError("`--model` is needed, but was not given. `metaprune list models` shows those of the zoo.")

@@ -189,9 +189,9 @@ def prune(
     from metaprune.allocate import ALLOCATORS
     from metaprune.cli.course import Order, carry_out, command_line, finish
     from metaprune.cli.screen import Screen
-    from metaprune.cli.subject import model_args
     from metaprune.criteria import CRITERIA
     from metaprune.recovery import RECOVERIES
+    from metaprune.subject import model_args
 
     names = {"criterion": tuple(CRITERIA), "allocator": tuple(ALLOCATORS), "recovery": tuple(RECOVERIES)}
     options = prune_options(given | {"model_args": model_args(model_arg)}, recipe, names)

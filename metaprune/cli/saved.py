@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from metaprune.cli.subject import Subject, read_subject
 from metaprune.cli.summary import DENSE_WEIGHTS, OUTCOME
 from metaprune.config import PruneOptions
 from metaprune.errors import InputError
 from metaprune.files import read_json
 from metaprune.pipeline import load, load_example
 from metaprune.run import read
+from metaprune.subject import Subject, read_subject
 
 
 @dataclass(frozen=True, eq=False)

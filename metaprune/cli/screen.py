@@ -99,6 +99,10 @@ class Watch:
             self._bars.stop()
             self._bars = None
 
+    def note(self, text: str) -> None:
+        """A line beside the work at hand."""
+        self.console.print(text, markup=False)
+
     def start(self, total: int, unit: str, description: str, done: int = 0) -> None:
         """A piece of work begins; see `recovery.Progress`."""
         self._total, self._unit, self._description, self._done, self._first = total, unit, description, done, done

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from metaprune.cli.delivery import Delivery
-    from metaprune.cli.subject import Subject
     from metaprune.config import PruneOptions
     from metaprune.graph import Network
     from metaprune.pipeline import Figures, Result
     from metaprune.plans import Plan
     from metaprune.recovery import Recovery
+    from metaprune.subject import Subject
     from metaprune.tracking import Tracker
 
 REPORT = "report.html"

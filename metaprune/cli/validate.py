@@ -37,11 +37,11 @@ def validate(
     from metaprune import export as room
     from metaprune.cli.saved import open_saved
     from metaprune.cli.screen import Screen
-    from metaprune.cli.subject import model_args, read_subject, shape_of
     from metaprune.data import load
     from metaprune.errors import ConfigError, GateError
     from metaprune.measure.accuracy import Accuracy, accuracy
     from metaprune.measure.latency import check_file
+    from metaprune.subject import model_args, read_subject, shape_of
 
     if run is not None and model is not None:
         raise ConfigError(

@@ -15,6 +15,7 @@ from metaprune.factory import import_rules
 from metaprune.run import seed_everything
 from metaprune.zoo import SourceModel, load_weights, resolve_model
 
+CLASSIFICATION = "classification"
 _EXAMPLES = 2  # samples of an example input that takes its shape from the data
 _UNTRAINED = ("zoo:", "timm:", "torchvision:", "hf:")  # sources that build networks with random weights
 

@@ -1,0 +1,294 @@
+"""The course of `metaprune search`: check everything, fill a folder, work with others, tell what was found."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from metaprune.allocate import ALLOCATORS
+from metaprune.cli.answer import answer
+from metaprune.cli.failure import Interrupted
+from metaprune.cli.screen import Screen, Watch, finite
+from metaprune.cli.searchboard import Board, draw_end, draw_space, draw_status
+from metaprune.criteria import CRITERIA
+from metaprune.errors import InputError
+from metaprune.files import read_json, write_atomically
+from metaprune.recovery import RECOVERIES
+from metaprune.run import Run, check, read
+from metaprune.search.campaign import Campaign
+from metaprune.search.fidelity import Laboratory, check_recoveries
+from metaprune.search.pareto import as_csv
+from metaprune.search.prepare import read as read_network
+from metaprune.search.prepare import train
+from metaprune.search.queue import Worker
+from metaprune.search.settings import Settings, read_settings
+from metaprune.search.space import Space
+from metaprune.search.store import open_storage
+from metaprune.search.worker import work
+
+COMMAND = "search run"
+SETTINGS, PARETO, TABLE = "settings.json", "pareto.json", "pareto.csv"
+_PATIENCE_S = 60.0  # with workers of our own that have nothing left to do
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What goes over the config.
+
+    Args:
+        workers: Processes on this machine.
+        storage: Address of the storage.
+        trials: Of the first rung.
+        seconds: After which none begins.
+        track: Keep it in MLflow.
+        tracking_uri: In this store.
+        as_json: Print one JSON object.
+    """
+
+    workers: int | None = None
+    storage: str | None = None
+    trials: int | None = None
+    seconds: float | None = None
+    track: bool = True
+    tracking_uri: str | None = None
+    as_json: bool = False
+
+    @property
+    def stop(self) -> dict[str, Any]:
+        """What of it says when to stop."""
+        given = {"trials": self.trials, "seconds": self.seconds}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def show_space(config: str, as_json: bool) -> int:
+    """`metaprune search space`."""
+    settings, screen = _read(config), Screen(as_json)
+    with screen.watch() as watch:
+        watch.step("Reading network and data")
+        space, subject = _checked(settings, Path())
+    told = answer("search space", model=subject, data=settings.data, **space.to_json())
+    screen.show(told, lambda console: draw_space(told, console))
+    return 0
+
+
+def begin(config: str, out: str | None, force: bool, order: Order) -> int:
+    """`metaprune search run`."""
+    settings = _read(config, workers=order.workers, storage=order.storage, stop=order.stop)
+    folder = Path(out) if out else Path("runs") / f"search-{settings.name}"
+    return _course(settings, folder, order, force=force, resume=False)
+
+
+def go_on(folder: str, order: Order) -> int:
+    """`metaprune search resume`."""
+    settings = load_settings(Path(folder))
+    changed = {**asdict(settings), "stop": {**asdict(settings.stop), **order.stop}}
+    if order.workers is not None:
+        changed["workers"] = order.workers
+    return _course(_settings(changed), Path(folder), order, force=False, resume=True)
+
+
+def show_status(folder: str, as_json: bool) -> int:
+    """`metaprune search status`."""
+    settings = load_settings(Path(folder))
+    campaign = Campaign(settings, open_storage(settings.storage, Path(folder)))
+    told = answer("search status", model=settings.model, data=settings.data, **standing(campaign, Path(folder)))
+    Screen(as_json).show(told, lambda console: draw_status(told, console))
+    return 0
+
+
+def help_out(folder: str, index: int | None, as_json: bool) -> int:
+    """`metaprune search worker`."""
+    place, screen = Path(folder), Screen(as_json)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends first: the trial is given back
+    settings = load_settings(place)
+    began = time.perf_counter()
+    torch.set_num_threads(1)
+    try:
+        with screen.watch() as watch:
+            laboratory = _laboratory(settings, place, watch)
+            campaign = Campaign(settings, open_storage(settings.storage, place), Worker.here(), index)
+            campaign.check(laboratory.about)
+            watch.step("Working")
+            done = work(campaign, laboratory, lambda job, how: watch.note(f"trial {job.trial.number}: {how}"))
+    except KeyboardInterrupt:
+        raise Interrupted(shlex.join(["metaprune", "search", "worker", folder]), kept=True) from None
+    told = answer("search worker", model=settings.model, data=settings.data, trials=done)
+    told["seconds"] = {"total": round(time.perf_counter() - began, 3)}
+    screen.show(told, lambda console: console.print(f"{done} trials were evaluated here."))
+    return 0
+
+
+def synchronise(folder: str, tracking_uri: str | None, as_json: bool) -> int:
+    """`metaprune search sync`."""
+    raise NotImplementedError
+
+
+def write_front(folder: str, bench: bool, as_json: bool) -> int:
+    """`metaprune search export`."""
+    raise NotImplementedError
+
+
+def load_settings(folder: Path) -> Settings:
+    """The settings that a campaign was begun with.
+
+    Raises:
+        InputError: The folder holds no campaign.
+    """
+    content = read_json(folder / SETTINGS, "the settings of a campaign")
+    if not isinstance(content, dict):
+        raise InputError(f"{folder / SETTINGS} must hold the settings of a campaign, but does not.")
+    return _settings(content)
+
+
+def standing(campaign: Campaign, folder: Path) -> dict[str, Any]:
+    """Where a campaign stands, as plain data."""
+    rungs = []
+    for number, queue in enumerate(campaign.queues):
+        tasks = list(queue.tasks().values())
+        states = ("waiting", "running", "done", "failed", "lost", "quarantined")
+        rungs.append(
+            {
+                "name": campaign.settings.fidelity(number),
+                **{state: sum(task.state == state for task in tasks) for state in states},
+                "deaths": sum(task.deaths for task in tasks),
+                "failures": [
+                    {"trial": task.trial.number, "config": campaign.config(task.trial.params), "why": task.failure}
+                    for task in tasks
+                    if task.state in ("failed", "quarantined")
+                ],
+            }
+        )
+    points = campaign.result()
+    return {
+        "name": campaign.settings.name,
+        "objectives": list(campaign.settings.objectives),
+        "closed": campaign.closed,
+        "over": campaign.over,
+        "rungs": rungs,
+        "points": len(points),
+        "front": [point.row() for point in points if point.front],
+        "files": {"folder": str(folder)},
+    }
+
+
+# ---- the whole way ---------------------------------------------------------------------------------------------------
+
+
+def _course(settings: Settings, folder: Path, order: Order, *, force: bool, resume: bool) -> int:
+    screen, began = Screen(order.as_json), time.perf_counter()
+    again = shlex.join(["metaprune", "search", "resume", str(folder)])
+    options = {**json.loads(json.dumps(settings.deciding)), "name": settings.name}
+    check(folder, COMMAND, options, force=force, resume=resume)
+    kept = False
+    try:
+        with screen.watch() as watch, ExitStack() as stack:
+            watch.step("Reading network and data")
+            _checked(settings, folder)
+            if settings.storage is not None:
+                open_storage(settings.storage, folder)  # refused now, or never
+            run = stack.enter_context(Run.open(folder, COMMAND, options, force=force, resume=resume))
+            write_atomically(run.path(SETTINGS), json.dumps(asdict(settings), indent=1).encode())
+            kept = True
+            laboratory = _laboratory(settings, folder, watch)
+            campaign = Campaign.begin(settings, open_storage(settings.storage, folder), laboratory.about, index=0)
+            watch.step("Measuring the dense network")
+            laboratory.dense()
+            watch.end()
+            with _workers(folder, settings.workers - 1), Board(screen, campaign) as board:
+                work(campaign, laboratory, board.told, board.draw)
+            told = _tell(campaign, laboratory, folder, again)
+            told["seconds"] = {"total": round(time.perf_counter() - began, 3)}
+    except KeyboardInterrupt:
+        raise Interrupted(again if kept else shlex.join(["metaprune", *sys.argv[1:]]), kept=kept) from None
+    screen.show(told, lambda console: draw_end(told, console))
+    return 0
+
+
+def _tell(campaign: Campaign, laboratory: Laboratory, folder: Path, again: str) -> dict[str, Any]:
+    """What was found, and the files that say so."""
+    points = campaign.result()
+    found = {
+        **standing(campaign, folder),
+        "dense": laboratory.dense()["metrics"],
+        "split": laboratory.data.validation.name,
+        "images": len(laboratory.data.validation),
+    }
+    rows = [{**asdict(point), "config": dict(point.config)} for point in points]
+    content = {**found, "identity": campaign.settings.identity, "evaluated": rows}
+    write_atomically(folder / PARETO, json.dumps(finite(content), indent=1, allow_nan=False).encode())
+    write_atomically(folder / TABLE, as_csv(points).encode())
+    told = answer("search run", model=laboratory.subject.source.spec, data=campaign.settings.data)
+    told |= found | {"reproduce": again}
+    told["files"] = {"folder": str(folder), **{name: str(folder / name) for name in (PARETO, TABLE)}}
+    return told
+
+
+def _read(config: str, **given: Any) -> Settings:
+    names = {"criterion": tuple(CRITERIA), "allocator": tuple(ALLOCATORS), "recovery": tuple(RECOVERIES)}
+    return read_settings(config, names, **given)
+
+
+def _settings(content: dict[str, Any]) -> Settings:
+    return TypeAdapter(Settings).validate_python(content)
+
+
+def _checked(settings: Settings, folder: Path) -> tuple[Space, str]:
+    """Everything that can be wrong, found before anything is written."""
+    subject = read_network(settings)
+    laboratory = Laboratory(settings, subject, folder)
+    check_recoveries(laboratory)
+    return Space.of(laboratory.network, settings), subject.source.spec
+
+
+def _laboratory(settings: Settings, folder: Path, watch: Watch) -> Laboratory:
+    watch.step("Reading network and data")
+    subject = read_network(settings)
+    if settings.train is not None:
+        watch.step("Training the network that is to be pruned")
+        train(settings, subject, folder, watch)
+    watch.end()
+    return Laboratory(settings, subject, folder)
+
+
+@contextmanager
+def _workers(folder: Path, count: int) -> Iterator[None]:
+    """Further processes that work meanwhile; they end by themselves, or are asked to."""
+    command = [sys.executable, "-m", "metaprune.cli", "search", "worker", str(folder), "--json", "--index"]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    with ExitStack() as stack:
+        logs = [stack.enter_context((folder / f"worker-{k}.log").open("wb")) for k in range(1, count + 1)]
+        processes = [
+            subprocess.Popen([*command, str(k)], stdout=subprocess.DEVNULL, stderr=log, env=environment)
+            for k, log in enumerate(logs, 1)
+        ]
+        try:
+            yield
+            _wait(processes)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.terminate()
+            _wait(processes)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    until = time.monotonic() + _PATIENCE_S
+    for process in processes:
+        try:
+            process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+__all__ = ["COMMAND", "PARETO", "SETTINGS", "TABLE", "Order", "begin", "read"]

@@ -1,0 +1,115 @@
+"""Fronts: what nothing else beats in every objective, and what it gains over the baselines.
+
+Array suffixes: N trials, G objectives, all of them to be small.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.float64]
+
+
+def dominates(losses_NG: Numbers) -> npt.NDArray[np.bool_]:
+    """Whether each row beats each other one: nowhere worse, somewhere better; shape (N, N)."""
+    no_worse = (losses_NG[:, None] <= losses_NG[None]).all(axis=2)
+    return np.asarray(no_worse & ~no_worse.T)
+
+
+def ranks(losses_NG: Numbers) -> npt.NDArray[np.int64]:
+    """0 for the front, 1 for the front without these, and so on; shape (N,).
+
+    >>> ranks(np.array([[0.0, 2.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])).tolist()
+    [0, 0, 1, 2]
+    """
+    beats_NN = dominates(losses_NG)
+    ranks_N = np.full(len(losses_NG), -1, np.int64)
+    for rank in range(len(losses_NG)):
+        left = ranks_N < 0
+        ranks_N[left & ~beats_NN[left].any(axis=0)] = rank
+        if (ranks_N >= 0).all():
+            break
+    return ranks_N
+
+
+def spread(losses_NG: Numbers) -> Numbers:
+    """How far the neighbours of each row are, summed over the objectives; infinite at the ends; shape (N,)."""
+    out_N = np.zeros(len(losses_NG))
+    for column_N in losses_NG.T:
+        order = np.argsort(column_N, kind="stable")
+        width = column_N[order[-1]] - column_N[order[0]] or 1.0
+        out_N[order[[0, -1]]] = math.inf
+        out_N[order[1:-1]] += (column_N[order[2:]] - column_N[order[:-2]]) / width
+    return out_N
+
+
+def best(losses_NG: Numbers, count: int) -> list[int]:
+    """The rows that are kept when only so many can be: by front, within the last one by spread; ascending."""
+    if not len(losses_NG):
+        return []
+    ranks_N, spread_N = ranks(losses_NG), np.zeros(len(losses_NG))
+    for rank in set(ranks_N.tolist()):
+        spread_N[ranks_N == rank] = spread(losses_NG[ranks_N == rank])
+    order = np.lexsort((np.arange(len(losses_NG)), -spread_N, ranks_N))
+    return sorted(order[:count].tolist())
+
+
+def unchanged(losses_NG: Numbers) -> int:
+    """For how many of the last rows, in their order, the front of all before them has stayed as it was."""
+    since = 0
+    for row in range(len(losses_NG)):
+        before = losses_NG[:row]
+        improves = not (before <= losses_NG[row]).all(axis=1).any()
+        since = 0 if improves else since + 1
+    return since
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One network that was evaluated.
+
+    Args:
+        key: Hash of what was evaluated.
+        number: Of its trial.
+        origin: Which baseline proposed it, or the sampler.
+        fidelity: The rung.
+        config: What was chosen.
+        metrics: What was found.
+        feasible: All limits hold.
+        front: Nothing else of this rung is better in every objective.
+        gains: By baseline: how much better it is in the first objective than that one at the same budget.
+        sizes: What is left of every axis.
+    """
+
+    key: str
+    number: int
+    origin: str
+    fidelity: str
+    config: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    feasible: bool
+    front: bool = False
+    gains: Mapping[str, float | None] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """It as one flat row of plain data."""
+        told = {"key": self.key, "trial": self.number, "origin": self.origin, "fidelity": self.fidelity}
+        told |= {"feasible": self.feasible, "front": self.front, **self.config, **self.metrics}
+        return told | {f"gain_over_{name}": gain for name, gain in self.gains.items()}
+
+
+def as_csv(points: Sequence[Point]) -> str:
+    """One line a point."""
+    rows = [point.row() for point in points]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
