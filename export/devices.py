@@ -61,7 +61,7 @@ class Device:
         efficiency: Share of the peak that kernels reach.
         bandwidth: Bytes a second from memory.
         runtime: onnxruntime runs there; without it only budgets are held.
-        target: Kind of ``.ort`` file that suits it.
+        ort: Kind of ``.ort`` file that suits it: laid out for this machine, or without what hangs on a machine.
         source: Where its numbers come from.
     """
 
@@ -79,7 +79,7 @@ class Device:
     efficiency: float = Field(default=0.5, gt=0, le=1)
     bandwidth: Bytes | None = Field(default=None, gt=0)
     runtime: bool = True
-    target: Literal["arm", "amd64"] | None = None
+    ort: Literal["portable", "host"] | None = None
     source: str = ""
 
     @property

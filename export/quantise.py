@@ -6,10 +6,8 @@ everything. Dynamic quantisation is one more for networks without convolutions: 
 for it (six to eleven times slower was measured), so that it is refused.
 """
 
-import contextlib
-import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,12 +15,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto
 
 from metaprune.errors import ConfigError, InputError, MetapruneError, UnsupportedModelError
 from metaprune.export.devices import Device
-from metaprune.export.session import first_line, open_session
+from metaprune.export.session import open_session
 from metaprune.measure.accuracy import Paired, Split, accuracy, compare
+from metaprune.measure.fresh import in_fresh_process
 from metaprune.measure.latency import Comparison, latency
 
 Method = Literal["int8", "int8-weights", "int8-dynamic", "fp16"]
@@ -30,7 +29,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 SAMPLES = 256  # to calibrate with
 GAIN = 0.05  # share of the time that must be gained, or the file is not worth its risk
 _LINEAR = ("MatMul", "Gemm")
-_LARGEST_HALF = 65504.0
+_JOB = Path(__file__).with_name("_quantise_job.py")
+_LIMIT_S = 1800.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,26 +135,30 @@ def quantise(
         )
     if method in ("int8-weights", "int8-dynamic") and not operators & {*_LINEAR, "LSTM", "GRU"}:
         raise UnsupportedModelError(f"{method} is for linear layers, but the network has none.")
-    told = {"metaprune.precision": method}
-    with tempfile.TemporaryDirectory(prefix="metaprune-") as folder, _silence():
+    told: dict[str, str] = {"metaprune.precision": method}
+    if method == "int8":
+        if calibration is None or not calibration.feeds:
+            raise ConfigError("int8 needs calibration data, but none were given. Give training samples.")
+        session.run(calibration.feeds[0])  # says what does not fit
+        told["metaprune.calibration"] = calibration.about
+    with tempfile.TemporaryDirectory(prefix="metaprune-") as folder:
         made = Path(folder) / Path(target).name
+        given = [Path(folder) / f"{k}.npz" for k in range(len(calibration.feeds) if calibration is not None else 0)]
+        for file, feeds in zip(given, calibration.feeds if calibration is not None else ()):
+            np.savez(file, *(feeds[port.name] for port in session.inputs))  # names of ports may be no names of files
+        job = {
+            "method": method,
+            "path": str(path),
+            "target": str(made),
+            "names": [port.name for port in session.inputs],
+            "feeds": list(map(str, given)),
+            "activations": device.activations,
+            "reduce_range": device.reduce_range,
+        }
         try:
-            if method == "int8":
-                if calibration is None or not calibration.feeds:
-                    raise ConfigError("int8 needs calibration data, but none were given. Give training samples.")
-                session.run(calibration.feeds[0])  # says what does not fit
-                _static(path, made, device, calibration)
-                told["metaprune.calibration"] = calibration.about
-            elif method == "int8-dynamic":
-                _dynamic(path, made, device)
-            elif method == "int8-weights":
-                _weights_alone(path, made)
-            else:
-                _halved(path, made)
-        except MetapruneError:
-            raise
-        except Exception as error:
-            raise UnsupportedModelError(f"{method} is not possible for this network: {first_line(error)}") from error
+            in_fresh_process(_JOB, job, limit_s=_LIMIT_S)
+        except InputError as error:
+            raise UnsupportedModelError(f"{method} is not possible for this network: {error}") from error
         model = onnx.load(made)
         for name, text in told.items():
             model.metadata_props.add(key=name, value=text)
@@ -194,8 +198,8 @@ def offers(
         seed: Of the measurement.
         progress: Is told the share that is done.
     """
-    made: dict[Method, Path] = {}
-    failed: dict[Method, str] = {}
+    made: dict[str, Path] = {}
+    failed: dict[str, str] = {}
     for method in methods:
         target = Path(folder) / f"{Path(path).stem}.{method}.onnx"
         try:
@@ -207,25 +211,26 @@ def offers(
         times = latency([path, *made.values()], seconds=seconds, limit_s=limit_s, seed=seed, progress=progress)
         timed = dict(zip(made, times.comparisons))
     own = None if judge is None or not made else accuracy(open_session(path, threads=1).predict, judge)
-    found = [Offer(method=method, path="", offered=False, reason=reason) for method, reason in failed.items()]
-    for method, file in made.items():
+    found = [Offer(method=way, path="", offered=False, reason=reason) for way, reason in failed.items()]
+    for way, file in made.items():
         lost = None if judge is None or own is None else compare(own, accuracy(_predictor(file), judge))
-        offered, reason = _verdict(timed[method], lost, device, max_drop)
+        offered, reason = _verdict(timed[way], lost, device, max_drop)
         found.append(
             Offer(
-                method=method,
+                method=way,
                 path=str(file) if offered else "",
                 offered=offered,
                 reason=reason,
                 size_bytes=file.stat().st_size,
-                latency=timed[method],
+                latency=timed[way],
                 difference=lost,
-                calibration=calibration.about if calibration is not None and method == "int8" else "",
+                calibration=calibration.about if calibration is not None and way == "int8" else "",
             )
         )
         if not offered:
             file.unlink()
-    return tuple(sorted(found, key=lambda offer: list(methods).index(offer.method)))  # type: ignore[arg-type]
+    order = list(map(str, methods))
+    return tuple(sorted(found, key=lambda offer: order.index(offer.method)))
 
 
 def _predictor(path: Path) -> Any:
@@ -246,104 +251,6 @@ def _verdict(timed: Comparison, lost: Paired | None, device: Device, max_drop: f
     return True, f"x{timed.ratio.value:.3f} the time; {lost}"
 
 
-def _static(path: str | Path, target: Path, device: Device, calibration: Calibration) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.rest = iter(calibration.feeds)
-
-        def get_next(self) -> Any:
-            return next(self.rest, None)
-
-    prepared = target.with_suffix(".prepared.onnx")
-    _prepare(path, prepared)
-    quantize_static(
-        prepared,
-        target,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        reduce_range=device.reduce_range,
-        activation_type=QuantType.QUInt8 if device.activations == "uint8" else QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-    )
-
-
-def _dynamic(path: str | Path, target: Path, device: Device) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    model, prepared = onnx.load(path), target.with_suffix(".prepared.onnx")
-    _split_gemms(model)  # the quantiser stumbles over transposed weights
-    onnx.save(model, prepared)
-    quantize_dynamic(
-        prepared, target, weight_type=QuantType.QInt8, per_channel=True, reduce_range=device.reduce_range
-    )  # fmt: skip
-
-
-def _prepare(path: str | Path, target: Path) -> None:
-    """Shapes are written down, which the quantiser needs to find all that it can change."""
-    onnx.save(onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True), target)
-
-
-def _weights_alone(path: str | Path, target: Path) -> None:
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-    model = onnx.load(path)
-    _split_gemms(model)
-    quantizer = MatMulNBitsQuantizer(model, bits=8, block_size=32, is_symmetric=True, accuracy_level=4)
-    quantizer.process()
-    if not any(node.op_type == "MatMulNBits" for node in quantizer.model.model.graph.node):
-        raise UnsupportedModelError("int8-weights is for linear layers with constant weights, but there are none.")
-    onnx.save(quantizer.model.model, target)
-
-
-def _split_gemms(model: ModelProto) -> None:
-    """Every ``Gemm`` with a constant weight as ``MatMul`` and ``Add``, which alone has kernels for stored integers."""
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes = []
-    for node in model.graph.node:
-        options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        plain = options.get("alpha", 1.0) == options.get("beta", 1.0) == 1.0 and not options.get("transA", 0)
-        if node.op_type != "Gemm" or node.input[1] not in weights or not plain:
-            nodes.append(node)
-            continue
-        nodes += _as_product(model, node, weights[node.input[1]], bool(options.get("transB", 0)))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-
-
-def _as_product(model: ModelProto, node: NodeProto, weight: TensorProto, transposed: bool) -> Iterator[NodeProto]:
-    name = f"{weight.name}_product"
-    if name not in {tensor.name for tensor in model.graph.initializer}:
-        array = numpy_helper.to_array(weight)
-        model.graph.initializer.append(
-            numpy_helper.from_array(np.ascontiguousarray(array.T if transposed else array), name)
-        )
-    biased = len(node.input) > 2 and node.input[2]
-    product = f"{node.output[0]}_product" if biased else node.output[0]
-    yield onnx.helper.make_node("MatMul", [node.input[0], name], [product], name=node.name)
-    if biased:
-        yield onnx.helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}_bias")
-
-
-def _halved(path: str | Path, target: Path) -> None:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    model = onnx.load(path)
-    largest = max(
-        (
-            float(np.abs(numpy_helper.to_array(tensor)).max(initial=0))
-            for tensor in model.graph.initializer
-            if tensor.data_type == TensorProto.FLOAT
-        ),
-        default=0.0,
-    )
-    if largest > _LARGEST_HALF:
-        raise UnsupportedModelError(f"fp16 ends at {_LARGEST_HALF:g}, but a weight is {largest:g}.")
-    onnx.save(convert_float_to_float16(model, keep_io_types=True), target)
-
-
 def _clean(model: ModelProto) -> None:
     """Nothing that names the machine, and no weight that nobody reads any more."""
     read = {name for node in model.graph.node for name in node.input} | {port.name for port in model.graph.output}
@@ -353,15 +260,3 @@ def _clean(model: ModelProto) -> None:
     model.producer_name, model.producer_version = "metaprune", ""
     for node in model.graph.node:
         node.doc_string = ""
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """The quantiser advises on the root logger and prints progress; what matters comes as an exception."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
-            yield
-    finally:
-        logging.disable(disabled)

@@ -1,11 +1,17 @@
 """A run is remembered whole; a store that dies never stops the work."""
 
+import json
 import logging
 import math
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +129,41 @@ def test_a_model_can_be_loaded_and_served(store: str, scale_file: Path) -> None:
     logged = client(store).get_logged_model(kept.outputs.model_outputs[0].model_id)
     assert logged.experiment_id == kept.info.experiment_id
     assert logged.name == "pruned"
+
+
+@pytest.mark.long
+def test_a_server_answers_with_the_model(store: str, scale_file: Path) -> None:
+    with MlflowTracker(store) as run:
+        run.start("export", experiment="served")
+        uri = run.onnx_model(scale_file, input_example={"x": np.ones((1, 3), np.float32)})
+    assert uri is not None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local"]
+    server = subprocess.Popen(
+        [*serve, "-h", "127.0.0.1", "-p", str(port)],
+        env={**ui_environment(), "MLFLOW_TRACKING_URI": store},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(240):
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5) as answer:
+                if answer.status == 200:
+                    break
+            assert server.poll() is None
+            time.sleep(0.25)
+        for body in ({"inputs": {"x": [[1.0, 2.0, 3.0]]}}, {"inputs": [[1.0, 2.0, 3.0]]}):
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                assert json.load(answer)["predictions"] == {"y": [[2.0, 6.0, 12.0]]}
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from metaprune.budget import parse_budget
 from metaprune.cli.screen import Watch
 from metaprune.cli.summary import DENSE, DENSE_WEIGHTS, PRUNED, REPORT
 from metaprune.config import PruneOptions
@@ -130,17 +131,32 @@ def deliver(
     return delivery
 
 
+def told_in_file(folder: Path, budget: str, accuracies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What the file of a pruned network says about how it came about.
+
+    Args:
+        folder: The result, with its plan.
+        budget: What was asked for.
+        accuracies: By name, as plain data.
+    """
+    plan_hash = hashlib.sha256((folder / "plan.json").read_bytes()).hexdigest()
+    measured = {
+        f"metaprune.accuracy.{name}": f"{found['value']:.2f} % of {found['n']} {found['split']} samples"
+        for name, found in accuracies.items()
+    }
+    return {**measured, "metaprune.budget": str(parse_budget(budget)), "metaprune.plan": plan_hash}
+
+
 def _export(delivery: Delivery, result: Result, dense: nn.Module, subject: Subject, options: PruneOptions) -> None:
-    plan_hash = hashlib.sha256((delivery.folder / "plan.json").read_bytes()).hexdigest()
     about = {"metaprune.model": subject.source.spec, "metaprune.source": weights_hash(dense)}
-    measured = {f"metaprune.accuracy.{name}": str(found) for name, found in result.accuracy.items()}
+    accuracies = {name: found.to_json() for name, found in result.accuracy.items()}
     example = subject.source.example_inputs
     try:
         delivery.exported = export(
             result.model,
             example,
             delivery.folder / PRUNED,
-            metadata={**about, **measured, "metaprune.budget": options.budget, "metaprune.plan": plan_hash},
+            metadata={**about, **told_in_file(delivery.folder, options.budget, accuracies)},
             overwrite=True,
         )
     except MetapruneError as error:
