@@ -162,7 +162,8 @@ def test_a_server_answers_with_the_model(store: str, scale_file: Path) -> None:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 assert json.load(answer)["predictions"] == {"y": [[2.0, 6.0, 12.0]]}
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
 
 
