@@ -67,17 +67,16 @@ class Task:
 
 
 def tasks_of(trials: Iterable[FrozenTrial]) -> dict[str, Task]:
-    """The tasks that trials belong to, by key, in the order in which they were filed."""
+    """The tasks that trials belong to, by key, in the order in which they were filed; dropped trials are no tasks."""
     by_key: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
-        by_key.setdefault(str(trial.user_attrs.get(KEY, trial.number)), []).append(trial)
+        if DROPPED not in trial.user_attrs:
+            by_key.setdefault(str(trial.user_attrs.get(KEY, trial.number)), []).append(trial)
     return {key: _task(key, own) for key, own in by_key.items()}
 
 
 def _task(key: str, trials: Sequence[FrozenTrial]) -> Task:
-    deaths = sum(
-        trial.state == TrialState.FAIL and not {FAILURE, DROPPED, RELEASED} & set(trial.user_attrs) for trial in trials
-    )
+    deaths = sum(trial.state == TrialState.FAIL and not {FAILURE, RELEASED} & set(trial.user_attrs) for trial in trials)
     for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING):
         for trial in trials:
             if trial.state == state:
@@ -212,8 +211,7 @@ class Queue:
 
     def _surplus(self, trial: FrozenTrial, most: int | None) -> bool:
         """Whether an earlier trial stands for the same task, or enough tasks were filed before."""
-        earlier = [other for other in self.trials() if other.number < trial.number]
-        tasks = tasks_of(other for other in earlier if DROPPED not in other.user_attrs)
+        tasks = tasks_of(other for other in self.trials() if other.number < trial.number)
         same = tasks.get(trial.user_attrs[KEY])
         if same is not None:
             return same.state in ("waiting", "running", "done", "failed")

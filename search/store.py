@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 
-from metaprune.errors import ConfigError, InputError, MissingExtraError, ResourceError, did_you_mean
+from metaprune.errors import ConfigError, InputError, MetapruneError, MissingExtraError, ResourceError, did_you_mean
 from metaprune.tracking import without_password
 
 JOURNAL = "journal.log"
@@ -101,6 +101,8 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
                 path = Path(rest)
                 return JournalStorage(JournalFileBackend(str(path), lock_obj=FileLock(path)))
             return _proxy(rest) if kind == "grpc" else optuna.storages.get_storage(_database(scheme, rest))
+    except MetapruneError:
+        raise
     except ImportError as error:
         package = "grpcio" if kind == "grpc" else str(error.name or kind)
         raise MissingExtraError(

@@ -1,0 +1,53 @@
+"""Processes that work on one campaign, and what must hold of it whatever happened to them."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from optuna.trial import TrialState
+
+from metaprune.search.campaign import Campaign
+
+SCRIPT = Path(__file__).with_name("player.py")
+
+
+def player(folder: Path, seconds: float, *words: str) -> "subprocess.Popen[bytes]":
+    """A worker in a process of its own."""
+    with (folder / "players.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder), str(seconds), *words], stdout=log, stderr=log
+        )
+
+
+def evaluated(folder: Path) -> list[tuple[float, str, int]]:
+    """When what was evaluated on which rung, in order."""
+    try:
+        lines = (folder / "evaluated.log").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [(float(when), key, int(rung)) for when, key, rung in map(str.split, lines)]
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for something."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def check(campaign: Campaign, folder: Path, trials: int) -> None:
+    """Nothing was lost, nothing lives on, nothing was told or computed twice."""
+    assert campaign.over
+    found = evaluated(folder)
+    assert len({(key, rung) for _, key, rung in found}) == len(found), "something was computed twice"
+    for number, queue in enumerate(campaign.queues):
+        tasks = queue.tasks()
+        assert {task.state for task in tasks.values()} == {"done"}
+        assert set(tasks) == {key for _, key, rung in found if rung == number}
+        states = [trial.state for trial in queue.trials()]
+        assert states.count(TrialState.COMPLETE) == len(tasks)
+        assert not {TrialState.RUNNING, TrialState.WAITING} & set(states)
+    assert len(campaign.queues[0].tasks()) == trials
