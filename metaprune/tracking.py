@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -114,6 +114,42 @@ class Tracker:
         """
         return None
 
+    def take_up(self, tag: str, value: str) -> bool:
+        """Go on with the latest run of the experiment that has this tag, in place of a new one; False without one.
+
+        Raises:
+            ConfigError: The store cannot be used.
+        """
+        return False
+
+    def history(self, points: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
+        """Numbers of the past: step, time in ms since 1970, and values; what is there already changes nothing."""
+
+    def child(
+        self, key: str, name: str, params: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, str],
+        at_ms: int,
+    ) -> str | None:  # fmt: skip
+        """A run below this one, made once for each key.
+
+        Returns:
+            Its id, or None where it could not be tracked.
+        """
+        return None
+
+    def register(self, run_id: str, path: str | Path, model: str, aliases: Sequence[str]) -> str | None:
+        """Log an ONNX file to a child and file it in the registry, both once, and give it aliases.
+
+        Args:
+            run_id: The child.
+            path: The file.
+            model: Name in the registry.
+            aliases: That belong to this version alone, e.g. ``champion``.
+
+        Returns:
+            The version, or None where nothing is tracked.
+        """
+        return None
+
     def close(self, status: Status = "FINISHED") -> None:
         """End the run. Further calls do nothing."""
 
@@ -172,18 +208,8 @@ class MlflowTracker(Tracker):
         if self.run_id is not None:
             raise ConfigError(f"a tracker holds one run, but it was started for a second command, {command!r}.")
         labels = {"mlflow.runName": command, "metaprune.command": command, **(tags or {})}
-        try:
-            with _quietly(), _alone(sqlite_file(self.uri or "")):
-                self._client = _mlflow().MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-                experiment_id = self._experiment_id(experiment or self.experiment)
-                self.run_id = self._client.create_run(experiment_id, tags=_cut(labels, _TAG)).info.run_id
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"the tracking store must be usable, but {without_password(self.uri)!r} is not: {_reason(error)}. "
-                "Give another `--tracking-uri`, or `--no-track`."
-            ) from error
+        with self._opening(experiment) as experiment_id:
+            self.run_id = self._client.create_run(experiment_id, tags=_cut(labels, _TAG)).info.run_id
         self._open = True
         flat = _cut(flatten(params or {}), _PARAM)
         entries = list(flat.items())
@@ -228,6 +254,52 @@ class MlflowTracker(Tracker):
         """End the run. Further calls do nothing."""
         self._send(lambda client, run_id: client.set_terminated(run_id, status))
         self._open = False
+
+    def take_up(self, tag: str, value: str) -> bool:
+        """Go on with the latest run that has this tag; see `Tracker.take_up`."""
+        with self._opening(None) as experiment_id:
+            runs = self._client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", max_results=1)
+        if not runs:
+            return False
+        self.run_id, self._open = runs[0].info.run_id, True
+        self._send(lambda client, run_id: client.update_run(run_id, status="RUNNING"))
+        return True
+
+    def history(self, points: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
+        """Numbers of the past; see `Tracker.history`."""
+        entries = [
+            (_key(name), float(value), at, step) for step, at, values in points for name, value in values.items()
+        ]
+        for begin in range(0, len(entries), _METRICS):
+            self._send(_log_history, entries[begin : begin + _METRICS])
+
+    def child(
+        self, key: str, name: str, params: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, str],
+        at_ms: int,
+    ) -> str | None:  # fmt: skip
+        """A run below this one, made once for each key; see `Tracker.child`."""
+        return self._send(
+            _child, key, name, _cut(flatten(params), _PARAM), dict(metrics), _cut(dict(tags), _TAG), at_ms
+        )
+
+    def register(self, run_id: str, path: str | Path, model: str, aliases: Sequence[str]) -> str | None:
+        """Log an ONNX file to a child and file it in the registry, both once; see `Tracker.register`."""
+        return self._send(lambda client, parent: _register(client, run_id, self.uri, Path(path), model, aliases))
+
+    @contextmanager
+    def _opening(self, experiment: str | None) -> Iterator[str]:
+        """A client, and the id of an experiment."""
+        try:
+            with _quietly(), _alone(sqlite_file(self.uri or "")):
+                self._client = _mlflow().MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+                yield self._experiment_id(experiment or self.experiment)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"the tracking store must be usable, but {without_password(self.uri)!r} is not: {_reason(error)}. "
+                "Give another `--tracking-uri`, or `--no-track`."
+            ) from error
 
     def _experiment_id(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -434,6 +506,61 @@ def _log_metrics(client: Any, run_id: str, entries: list[tuple[str, float]], ste
     client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in entries])
 
 
+def _log_history(client: Any, run_id: str, entries: list[tuple[str, float, int, int]]) -> None:
+    from mlflow.entities import Metric
+
+    client.log_batch(run_id, metrics=[Metric(name, value, at, step) for name, value, at, step in entries])
+
+
+_CHILD = "metaprune.key"
+_MODEL = "metaprune.model"  # of a child: the address of its network
+_VERSION = "metaprune.version"
+
+
+def _child(
+    client: Any, parent: str, key: str, name: str, params: dict[str, str], metrics: dict[str, float],
+    tags: dict[str, str], at_ms: int,
+) -> str:  # fmt: skip
+    from mlflow.entities import Metric, Param, RunTag
+
+    experiment_id = client.get_run(parent).info.experiment_id
+    same = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`{_CHILD}` = '{key}'"
+    found = client.search_runs([experiment_id], same, max_results=1)
+    if found:
+        run_id = str(found[0].info.run_id)
+    else:
+        labels = {"mlflow.parentRunId": parent, "mlflow.runName": name, _CHILD: key}
+        run_id = str(client.create_run(experiment_id, start_time=at_ms, tags=labels).info.run_id)
+    client.log_batch(
+        run_id,
+        metrics=[Metric(_key(name), float(value), at_ms, 0) for name, value in metrics.items()],
+        params=[Param(name, value) for name, value in params.items()],
+        tags=[RunTag(name, value) for name, value in tags.items()],
+    )
+    client.set_terminated(run_id, "FINISHED", at_ms)
+    return run_id
+
+
+def _register(client: Any, run_id: str, uri: str | None, path: Path, model: str, aliases: Sequence[str]) -> str:
+    from mlflow.exceptions import MlflowException
+
+    tags = client.get_run(run_id).data.tags
+    address = tags.get(_MODEL)
+    if address is None:
+        address = _log_onnx(client, run_id, uri, path, "model", None, None)
+        client.set_tag(run_id, _MODEL, address)
+    with suppress(MlflowException):  # it is there already
+        client.create_registered_model(model)
+    version = tags.get(_VERSION)
+    if version is None:
+        with _everywhere(uri):
+            version = str(client.create_model_version(model, address, run_id).version)
+        client.set_tag(run_id, _VERSION, version)
+    for alias in aliases:
+        client.set_registered_model_alias(model, alias, version)
+    return str(version)
+
+
 def _log_onnx(
     client: Any,
     run_id: str,
@@ -465,9 +592,7 @@ def _log_onnx(
     # Made by hand and passed on by its id: left to itself MLflow files it under the process's current experiment.
     experiment_id = client.get_run(run_id).info.experiment_id
     model = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, model_type="onnx")
-    previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(uri)
-    try:
+    with _everywhere(uri):
         info = mlflow.onnx.log_model(
             onnx.load(path) if external else outline,
             name=name,
@@ -482,6 +607,17 @@ def _log_onnx(
             save_as_external_data=external,
             metadata=None if metadata is None else {"metaprune": dict(metadata)},
         )
+    return str(info.model_uri)
+
+
+@contextmanager
+def _everywhere(uri: str | None) -> Iterator[None]:
+    """Let the parts of MLflow that no client is handed to find the store."""
+    import mlflow
+
+    previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
     finally:
         mlflow.set_tracking_uri(previous)
-    return str(info.model_uri)

@@ -358,6 +358,7 @@ class Campaign:
                     front=task.key in front,
                     gains=gains,
                     sizes=task.result.get("sizes", {}),
+                    finished_ms=round(1000 * _completed(task).timestamp()),
                 )
             )
         return found
@@ -370,6 +371,15 @@ class Campaign:
             for budget in {str(self.config(task.trial.params)["budget"]) for task in done}
         }
         return {plain[task.key]: task for task in done if task.key in plain}
+
+    def spread(self, points: Sequence[Point], count: int) -> list[Point]:
+        """So many of the points of one front, far from each other."""
+        signs = [1.0 if _direction(goal) == "minimize" else -1.0 for goal in self.settings.objectives]
+        losses = [
+            [sign * point.metrics.get(goal, 0.0) for sign, goal in zip(signs, self.settings.objectives)]
+            for point in points
+        ]
+        return [points[row] for row in best(np.array(losses, np.float64).reshape(len(points), len(signs)), count)]
 
     def result(self) -> list[Point]:
         """The points of the highest rung that has any."""

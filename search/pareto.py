@@ -85,6 +85,7 @@ class Point:
         front: Nothing else of this rung is better in every objective.
         gains: By baseline: how much better it is in the first objective than that one at the same budget.
         sizes: What is left of every axis.
+        finished_ms: When, in ms since 1970.
     """
 
     key: str
@@ -97,6 +98,7 @@ class Point:
     front: bool = False
     gains: Mapping[str, float | None] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    finished_ms: int = 0
 
     def row(self) -> dict[str, Any]:
         """It as one flat row of plain data."""

@@ -236,6 +236,7 @@ class Settings:
         lease: Seconds after which a worker of another machine that was not heard of counts as dead.
         workers: Processes that are started here.
         children: At most so many runs in MLflow.
+        networks: At most so many networks of the front are written, exported and checked.
     """
 
     name: str
@@ -261,6 +262,7 @@ class Settings:
     lease: float = 30.0
     workers: int = 1
     children: int = 100
+    networks: int = 20
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.objectives) <= 3 or len(set(self.objectives)) < len(self.objectives):
@@ -273,7 +275,7 @@ class Settings:
                 )
         if not self.rungs:
             raise ConfigError("`rungs` must hold at least one fidelity, but it is empty.")
-        for name, least in (("calibration", 1), ("seed", 0), ("lease", 1), ("workers", 1)):
+        for name, least in (("calibration", 1), ("seed", 0), ("lease", 1), ("workers", 1), ("networks", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"`{name} >= {least}` must hold, but {name}={getattr(self, name)}.")
         if not 1 <= self.children <= 100:
@@ -317,7 +319,7 @@ class Settings:
     @property
     def deciding(self) -> dict[str, Any]:
         """All that decides what a trial gives, as plain data."""
-        places = ("storage", "lease", "workers", "children", "stop", "name")
+        places = ("storage", "lease", "workers", "children", "networks", "stop", "name")
         return {name: value for name, value in asdict(self).items() if name not in places}
 
     @property

@@ -88,7 +88,14 @@ class Delivery:
 
 
 def deliver(
-    result: Result, dense: nn.Module, subject: Subject, options: PruneOptions, folder: Path, watch: Watch
+    result: Result,
+    dense: nn.Module,
+    subject: Subject,
+    options: PruneOptions,
+    folder: Path,
+    watch: Watch,
+    *,
+    alone: bool = False,
 ) -> Delivery:
     """Export, check and time the pruned network; a failed check is recorded, not raised.
 
@@ -99,6 +106,7 @@ def deliver(
         options: What the user asked for.
         folder: Where the files go.
         watch: Is told about the steps.
+        alone: Leave the dense network out, so that nothing is timed.
     """
     delivery = Delivery(folder=folder)
     delivery.checks.append(
@@ -118,7 +126,7 @@ def deliver(
     if not options.export:
         return delivery
     with _timed(delivery, "export", "Exporting to ONNX", watch):
-        _export(delivery, result, dense, subject, options)
+        _export(delivery, result, dense, subject, options, alone)
     if delivery.exported is None:
         return delivery
     with _timed(delivery, "validate", "Checking the ONNX file", watch):
@@ -147,7 +155,9 @@ def told_in_file(folder: Path, budget: str, accuracies: Mapping[str, Mapping[str
     return {**measured, "metaprune.budget": str(parse_budget(budget)), "metaprune.plan": plan_hash}
 
 
-def _export(delivery: Delivery, result: Result, dense: nn.Module, subject: Subject, options: PruneOptions) -> None:
+def _export(
+    delivery: Delivery, result: Result, dense: nn.Module, subject: Subject, options: PruneOptions, alone: bool
+) -> None:
     about = {"metaprune.model": subject.source.spec, "metaprune.source": weights_hash(dense)}
     accuracies = {name: found.to_json() for name, found in result.accuracy.items()}
     example = subject.source.example_inputs
@@ -161,6 +171,8 @@ def _export(delivery: Delivery, result: Result, dense: nn.Module, subject: Subje
         )
     except MetapruneError as error:
         delivery.checks.append({"name": "export", "passed": False, "detail": str(error)})
+        return
+    if alone:
         return
     try:
         export(dense, example, delivery.folder / DENSE, metadata=about, overwrite=True)

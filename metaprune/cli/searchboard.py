@@ -99,29 +99,12 @@ def front_table(front: Sequence[Mapping[str, Any]], objectives: Sequence[str], m
         gain = row.get("gain_over_uniform")
         table.add_row(
             str(row["trial"]),
-            *(shown(name, row.get(name)) for name in objectives),
+            *(numbers.quantity(name, row.get(name)) for name in objectives),
             str(row["budget"]),
             f"{row['criterion']}, {row['allocator']}, {row['recovery']}",
             "" if gain is None else f"{gain:+.2f}",
         )
     return table
-
-
-def shown(name: str, value: Any) -> str:
-    """One number in the words of its quantity."""
-    if value is None:
-        return "-"
-    if name == "accuracy":
-        return numbers.percent(value)
-    if name == "latency_ms":
-        return numbers.milliseconds(value)
-    return (
-        numbers.size(value)
-        if name in ("bytes", "activations")
-        else numbers.count(value)
-        if value > 99
-        else f"{value:.4g}"
-    )
 
 
 def draw_space(told: Mapping[str, Any], console: "Console") -> None:
@@ -154,7 +137,10 @@ def draw_space(told: Mapping[str, Any], console: "Console") -> None:
         ranges.add_column(name, justify="left" if name == "cost" else "right")
     for name, found in told["ranges"].items():
         ranges.add_row(
-            name, shown(name, found["least"]), numbers.ratio(found["least_share"]), shown(name, found["most"])
+            name,
+            numbers.quantity(name, found["least"]),
+            numbers.ratio(found["least_share"]),
+            numbers.quantity(name, found["most"]),
         )
     console.print(ranges)
 

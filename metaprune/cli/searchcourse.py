@@ -21,11 +21,15 @@ from metaprune.cli.answer import answer
 from metaprune.cli.failure import Interrupted
 from metaprune.cli.screen import Screen, Watch, finite
 from metaprune.cli.searchboard import Board, draw_end, draw_space, draw_status
+from metaprune.cli.searchfront import FRONT, files_of, write_networks
+from metaprune.cli.summary import REPORT
 from metaprune.criteria import CRITERIA
-from metaprune.errors import InputError
+from metaprune.errors import GateError, InputError, ResourceError
 from metaprune.files import read_json, write_atomically
 from metaprune.recovery import RECOVERIES
-from metaprune.run import Run, check, read
+from metaprune.report import CampaignFindings
+from metaprune.report.campaign import write as write_page
+from metaprune.run import Run, check, locked
 from metaprune.search.campaign import Campaign
 from metaprune.search.fidelity import Laboratory, check_recoveries
 from metaprune.search.pareto import as_csv
@@ -35,10 +39,21 @@ from metaprune.search.queue import Worker
 from metaprune.search.settings import Settings, read_settings
 from metaprune.search.space import Space
 from metaprune.search.store import open_storage
+from metaprune.search.sync import parent
+from metaprune.search.sync import write as write_runs
 from metaprune.search.worker import work
+from metaprune.tracking import Tracker, tracker, without_password
 
 COMMAND = "search run"
 SETTINGS, PARETO, TABLE = "settings.json", "pareto.json", "pareto.csv"
+WHAT = {
+    FRONT: "the networks of the front: plan, weights, ONNX",
+    PARETO: "all that was found, as data",
+    TABLE: "the same as a table",
+    SETTINGS: "what was asked for",
+    "journal.log": "every trial, for Optuna",
+    "results": "what each evaluation found",
+}
 _PATIENCE_S = 60.0  # with workers of our own that have nothing left to do
 
 
@@ -131,12 +146,36 @@ def help_out(folder: str, index: int | None, as_json: bool) -> int:
 
 def synchronise(folder: str, tracking_uri: str | None, as_json: bool) -> int:
     """`metaprune search sync`."""
-    raise NotImplementedError
+    place, screen = Path(folder), Screen(as_json)
+    settings = load_settings(place)
+    campaign = Campaign(settings, open_storage(settings.storage, place))
+    tracked = tracker(tracking_uri)
+    with screen.watch() as watch:
+        watch.step("Opening the tracking store")
+        parent(tracked, campaign)
+        watch.step("Writing runs and models")
+        with tracked:
+            write_runs(tracked, campaign, place, files_of(place))
+    if tracked.problem:
+        screen.warn(tracked.problem)
+    told = answer("search sync", model=settings.model, data=settings.data, tracking=_tracking(tracked))
+    screen.show(told, lambda console: console.print(f"Tracked as MLflow run {tracked.run_id}"))
+    return 0 if tracked.problem is None else ResourceError.exit_code
 
 
 def write_front(folder: str, bench: bool, as_json: bool) -> int:
     """`metaprune search export`."""
-    raise NotImplementedError
+    place, screen = Path(folder), Screen(as_json)
+    settings = load_settings(place)
+    began = time.perf_counter()
+    with screen.watch() as watch, locked(place):
+        laboratory = _laboratory(settings, place, watch)
+        campaign = Campaign(settings, open_storage(settings.storage, place))
+        campaign.check(laboratory.about)
+        told = _tell(campaign, laboratory, place, watch, "search export", bench=bench)
+    told["seconds"] = {"total": round(time.perf_counter() - began, 3)}
+    screen.show(told, lambda console: draw_end(told, console))
+    return _exit_code(told)
 
 
 def load_settings(folder: Path) -> Settings:
@@ -193,6 +232,7 @@ def _course(settings: Settings, folder: Path, order: Order, *, force: bool, resu
     kept = False
     try:
         with screen.watch() as watch, ExitStack() as stack:
+            tracked = tracker(order.tracking_uri, order.track)
             watch.step("Reading network and data")
             _checked(settings, folder)
             if settings.storage is not None:
@@ -202,36 +242,82 @@ def _course(settings: Settings, folder: Path, order: Order, *, force: bool, resu
             kept = True
             laboratory = _laboratory(settings, folder, watch)
             campaign = Campaign.begin(settings, open_storage(settings.storage, folder), laboratory.about, index=0)
+            if order.track:
+                watch.step("Opening the tracking store")
+                parent(tracked, campaign)
+                stack.enter_context(tracked)
             watch.step("Measuring the dense network")
             laboratory.dense()
             watch.end()
             with _workers(folder, settings.workers - 1), Board(screen, campaign) as board:
                 work(campaign, laboratory, board.told, board.draw)
-            told = _tell(campaign, laboratory, folder, again)
+            told = _tell(campaign, laboratory, folder, watch, COMMAND)
+            if order.track:
+                watch.step("Tracking")
+                write_runs(tracked, campaign, folder, files_of(folder))
+                watch.end()
+            told |= {"tracking": _tracking(tracked), "reproduce": again}
             told["seconds"] = {"total": round(time.perf_counter() - began, 3)}
     except KeyboardInterrupt:
         raise Interrupted(again if kept else shlex.join(["metaprune", *sys.argv[1:]]), kept=kept) from None
+    if tracked.problem:
+        screen.warn(f"{tracked.problem}. Later: {shlex.join(['metaprune', 'search', 'sync', str(folder)])}")
     screen.show(told, lambda console: draw_end(told, console))
-    return 0
+    return _exit_code(told)
 
 
-def _tell(campaign: Campaign, laboratory: Laboratory, folder: Path, again: str) -> dict[str, Any]:
+def _tell(
+    campaign: Campaign, laboratory: Laboratory, folder: Path, watch: Watch, command: str, *, bench: bool = False
+) -> dict[str, Any]:
     """What was found, and the files that say so."""
-    points = campaign.result()
+    settings, points = campaign.settings, campaign.result()
+    networks = write_networks(campaign, laboratory, folder, watch, bench=bench)
     found = {
         **standing(campaign, folder),
         "dense": laboratory.dense()["metrics"],
         "split": laboratory.data.validation.name,
         "images": len(laboratory.data.validation),
+        "networks": networks,
     }
     rows = [{**asdict(point), "config": dict(point.config)} for point in points]
-    content = {**found, "identity": campaign.settings.identity, "evaluated": rows}
+    content = {**found, "identity": settings.identity, "evaluated": rows}
+    del content["files"]  # paths of this machine
     write_atomically(folder / PARETO, json.dumps(finite(content), indent=1, allow_nan=False).encode())
     write_atomically(folder / TABLE, as_csv(points).encode())
-    told = answer("search run", model=laboratory.subject.source.spec, data=campaign.settings.data)
-    told |= found | {"reproduce": again}
-    told["files"] = {"folder": str(folder), **{name: str(folder / name) for name in (PARETO, TABLE)}}
+    told = answer(command, model=laboratory.subject.source.spec, data=settings.data) | found
+    told["checks"] = [check for network in networks for check in network["checks"]]
+    told["error_max"] = max((network["error_max"] for network in networks), default=None)
+    told["files"] = {"folder": str(folder), **{name: str(folder / name) for name in (PARETO, TABLE, REPORT)}}
+    told["reproduce"] = shlex.join(["metaprune", "search", "resume", str(folder)])
+    write_page(
+        CampaignFindings(
+            name=settings.name,
+            model=told["model"],
+            data=settings.data,
+            split=found["split"],
+            images=found["images"],
+            objectives=settings.objectives,
+            dense=found["dense"],
+            sizes=laboratory.dense()["sizes"],
+            closed=campaign.closed,
+            first=campaign.points(0),
+            last=points,
+            failures=[failure for rung in found["rungs"] for failure in rung["failures"]],
+            networks={network["key"]: network for network in networks},
+            commands=[told["reproduce"], shlex.join(["metaprune", "search", "export", str(folder), "--bench"])],
+            files={name: what for name, what in WHAT.items() if (folder / name).exists()},
+        ),
+        folder / REPORT,
+    )
     return told
+
+
+def _exit_code(told: dict[str, Any]) -> int:
+    return GateError.exit_code if any(check["passed"] is False for check in told["checks"]) else 0
+
+
+def _tracking(tracked: Tracker) -> dict[str, Any]:
+    return {"run_id": tracked.run_id, "uri": without_password(tracked.uri) or None}
 
 
 def _read(config: str, **given: Any) -> Settings:
@@ -289,6 +375,3 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait(max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-__all__ = ["COMMAND", "PARETO", "SETTINGS", "TABLE", "Order", "begin", "read"]

@@ -61,6 +61,18 @@ def ratio(value: float, low: float | None = None, high: float | None = None) -> 
     return f"x{value:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
 
 
+def quantity(name: str, value: float | None) -> str:
+    """A metric by its name.
+
+    >>> quantity("accuracy", 96.5), quantity("macs", 40_000_000), quantity("loss", 0.12345), quantity("loss", None)
+    ('96.50 %', '40.0 M', '0.1235', '-')
+    """
+    if value is None:
+        return "-"
+    words = {"accuracy": percent, "latency_ms": milliseconds, "bytes": size, "activations": size}
+    return words[name](value) if name in words else count(value) if value > 99 else f"{value:.4g}"
+
+
 def duration(seconds: float) -> str:
     """Time of work.
 

@@ -78,7 +78,7 @@ def render(findings: Findings) -> str:
     sizes = result.network.sizes(result.plan).tolist()
     kept = dict(zip((axis.name for axis in result.network.axes), sizes, strict=True))
     groups = charts.axis_bars(axis_rows(result.network), kept)
-    return _template().render(
+    return template("report.html").render(
         findings=findings,
         result=result,
         version=__version__,
@@ -154,7 +154,8 @@ def _rows(findings: Findings) -> list[tuple[str, str, str, str]]:
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page of this room."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("metaprune.report"),
         autoescape=True,
@@ -162,4 +163,4 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html")
+    return environment.get_template(name)

@@ -38,11 +38,11 @@ def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def check(campaign: Campaign, folder: Path, trials: int) -> None:
-    """Nothing was lost, nothing lives on, nothing was told or computed twice."""
+def check(campaign: Campaign, folder: Path, trials: int, kills: int = 0) -> None:
+    """Nothing was lost, nothing lives on, nothing was told twice, nor computed again where no kill lost the result."""
     assert campaign.over
     found = evaluated(folder)
-    assert len({(key, rung) for _, key, rung in found}) == len(found), "something was computed twice"
+    assert len(found) - len({(key, rung) for _, key, rung in found}) <= kills
     for number, queue in enumerate(campaign.queues):
         tasks = queue.tasks()
         assert {task.state for task in tasks.values()} == {"done"}

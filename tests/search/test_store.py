@@ -15,6 +15,8 @@ from metaprune.search.results import Results, digest
 from metaprune.search.store import FileLock, disk_problem, open_storage, repair
 from tests.search.player import begun, settings
 
+LONG = "x" * 9999
+
 
 @pytest.mark.parametrize(
     ("content", "left"),
