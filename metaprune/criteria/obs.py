@@ -32,6 +32,7 @@ from metaprune.graph.linear_calls import LinearCall, damped_factor, linear_calls
 from metaprune.graph.record import tensors_in
 from metaprune.graph.stepping import Pending, side_by_side
 from metaprune.graph.twin import named_tensors
+from metaprune.measure.distortion import output_error
 from metaprune.task import on_calibration_data
 
 
@@ -100,7 +101,7 @@ class Obs(Criterion):
         for name, several in consumers.items():
             size = network.axis(name).size
             left = max(1, round(size * (1 - self.share)))
-            healed = [_Healed(one, model, moments[one.call.op.index], self.ridge) for one in several]
+            healed = [Healed(one, model, moments[one.call.op.index], self.ridge) for one in several]
             curve_K, order = eliminate([b for one in healed for b in one.blocks], size, -(-size // self.steps), left)
             if self.measured:
                 cuts[name] = _Cut(healed, run.error(wanted, healed))
@@ -148,7 +149,7 @@ class _Cut:
         error: Of the output, when it alone is cut.
     """
 
-    healed: "list[_Healed]"
+    healed: "list[Healed]"
     error: float
 
 
@@ -259,30 +260,34 @@ class _Runs:
         """What the network as it is gives, batch by batch."""
         return [tensors_in(self.forward(batch))[0] for batch in self.batches(samples)] if samples else []
 
-    def error(self, wanted: Sequence[Tensor], healed: Sequence["_Healed"]) -> float:
+    def error(self, wanted: Sequence[Tensor], healed: Sequence["Healed"]) -> float:
         """Relative squared error of the output when consumers have the weights for what is left of their axes."""
         for one in healed:
             one.put()
         seen = self.outputs(sum(map(len, wanted)))
         for one in healed:
             one.put_back()
-        lost = sum(float(_centred(after - before).square().sum()) for before, after in zip(wanted, seen, strict=True))
-        return lost / max(sum(float(_centred(before).square().sum()) for before in wanted), 1e-300)
+        return output_error(wanted, seen)
 
 
-def _centred(output: Tensor) -> Tensor:
-    """Scores of classes (n, classes) from their mean, which means nothing; other outputs as they are."""
-    return output - output.mean(1, keepdim=True) if output.ndim == 2 and output.shape[1] > 1 else output
+class Healed:
+    """A layer, and its weights as units leave that it reads.
 
+    Args:
+        consumer: The layer and the unit of each channel that it reads.
+        model: Has its weights, which :meth:`put` changes.
+        moments: Of what it reads.
+        ridge: As for :class:`Block`.
 
-class _Healed:
-    """A consumer, and its weights as units leave."""
+    Attributes:
+        blocks: One a group that reads such units.
+    """
 
     def __init__(self, consumer: Consumer, model: nn.Module, moments: Moments, ridge: float) -> None:
         own = named_tensors(model)
         self.call, self.moments = consumer.call, moments
         self.weight, self.intercept = own[self.call.weight].data, own.get(self.call.intercept)
-        self.before = self.weight.clone(), None if self.intercept is None else self.intercept.clone()
+        self.before = self.weight.clone(), None if self.intercept is None else self.intercept.detach().clone()
         self.matrix_GDO = self.call.matrix(self.before[0], len(moments.square_GDD)).double()
         h_GDD = moments.covariance(centred=self.intercept is not None)
         through_C = self.call.norm.scale(own).double() if self.call.norm else self.matrix_GDO.new_ones(1)
@@ -297,15 +302,24 @@ class _Healed:
         ]
         self.groups = [g for g, unit_C in enumerate(units_GC) if (unit_C >= 0).any()]
 
+    def tensors(self, parts_DO: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Weight and intercept, by name, that go with the weights of its blocks."""
+        matrix_GDO = self.matrix_GDO.clone()
+        for group, part_DO in zip(self.groups, parts_DO):
+            matrix_GDO[group] = part_DO
+        tensors = {self.call.weight: self.call.weight_of(matrix_GDO, self.weight.shape).to(self.weight.dtype)}
+        if self.before[1] is not None:
+            shift_C = (self.moments.mean_GD[:, None] @ (self.matrix_GDO - matrix_GDO)).flatten()
+            sign = -1 if self.call.norm is not None else 1
+            tensors[self.call.intercept] = self.before[1] + sign * shift_C.to(self.before[1].dtype)
+        return tensors
+
     def put(self) -> None:
         """Give the layer the weights that are best for the units that blocks were to remember."""
-        matrix_GDO = self.matrix_GDO.clone()
-        for group, block in zip(self.groups, self.blocks):
-            matrix_GDO[group] = block.seen_DO
-        self.weight.copy_(self.call.weight_of(matrix_GDO, self.weight.shape))
+        tensors = self.tensors([block.seen_DO for block in self.blocks])
+        self.weight.copy_(tensors[self.call.weight])
         if self.intercept is not None:
-            shift_C = (self.moments.mean_GD[:, None] @ (self.matrix_GDO - matrix_GDO)).flatten()
-            self.intercept.data += (-1 if self.call.norm is not None else 1) * shift_C.to(self.intercept.dtype)
+            self.intercept.data.copy_(tensors[self.call.intercept])
 
     def put_back(self) -> None:
         """Give it its own again."""
@@ -362,7 +376,11 @@ class Block:
 
     def remember(self) -> None:
         """Keep the weights as they are now."""
-        self.seen_DO = self.w_DO.new_zeros(self.shape).index_copy_(0, self.columns, self.w_DO)
+        self.seen_DO = self.now_DO()
+
+    def now_DO(self) -> Tensor:
+        """The weights as they are now, zero where inputs have left."""
+        return self.w_DO.new_zeros(self.shape).index_copy_(0, self.columns, self.w_DO)
 
 
 def eliminate(blocks: Sequence[Block], size: int, at_once: int = 1, remember: int = 0) -> tuple[Tensor, list[int]]:

@@ -6,7 +6,7 @@ same real inputs and random numbers; the largest difference over the largest out
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +22,7 @@ from metaprune.graph.blocks import Block
 from metaprune.graph.dispatch import bind
 from metaprune.graph.layout import Layout
 from metaprune.graph.lockstep import Lockstep, below_autograd
-from metaprune.graph.record import Op, tensors_in
+from metaprune.graph.record import Op, Value, tensors_in
 from metaprune.graph.surgery import give_bias, like
 from metaprune.graph.trace import ExampleInputs, call_arguments
 from metaprune.graph.twin import copy_with, named_tensors
@@ -132,16 +132,12 @@ def _clone(item: Any, dtype: torch.dtype | None = None) -> Any:
 def masked_copy(model: nn.Module, layout: Layout, alive: Alive, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The dense network with the slices of removed units set to zero; where something is divided by them, to one."""
     originals = named_tensors(model)
-    divided = _divided_by(layout)
+    divided = divided_by(layout)
     masked: dict[int, Tensor] = {}
     for name, value in layout.trace.parameters.items():
         original = originals[name]
         data = tensors.get(name, original).detach().to(original.device, original.dtype).clone()
-        for k, dim in enumerate(value.dims):
-            kept = layout.kept(dim, alive)
-            if kept is not None and not kept.all() and (data.is_floating_point() or data.is_complex()):
-                removed = torch.from_numpy((~kept).nonzero()[0]).to(data.device)
-                data.index_fill_(k, removed, 1 if (value.index, k) in divided else 0)
+        mask_(data, value, layout, alive, divided)
         masked[id(original)] = like(original, data)
     module, _ = copy_with(model, lambda tensor: masked.get(id(tensor), tensor.detach().clone()))
     for name in tensors.keys() - originals.keys():
@@ -149,7 +145,26 @@ def masked_copy(model: nn.Module, layout: Layout, alive: Alive, tensors: Mapping
     return adapt(module)
 
 
-def _divided_by(layout: Layout) -> set[tuple[int, int]]:
+def mask_(data: Tensor, value: Value, layout: Layout, alive: Alive, divided: Collection[tuple[int, int]]) -> None:
+    """Set the slices of removed units to zero, in place; where something is divided by them, to one.
+
+    Args:
+        data: In the shape of the dense parameter.
+        value: The parameter in the trace.
+        layout: Of the network.
+        alive: Which units stay.
+        divided: What :func:`divided_by` gives.
+    """
+    if not (data.is_floating_point() or data.is_complex()):
+        return
+    for k, dim in enumerate(value.dims):
+        kept = layout.kept(dim, alive)
+        if kept is not None and not kept.all():
+            removed = torch.from_numpy((~kept).nonzero()[0]).to(data.device)
+            data.index_fill_(k, removed, 1 if (value.index, k) in divided else 0)
+
+
+def divided_by(layout: Layout) -> set[tuple[int, int]]:
     """Values and their dimensions by whose entries, or norms along them, something is divided."""
     trace = layout.trace
     divided: set[tuple[int, int]] = set()
@@ -162,13 +177,18 @@ def _divided_by(layout: Layout) -> set[tuple[int, int]]:
 
 
 @contextmanager
-def leaving_out(layout: Layout, dropped: Sequence[Block]) -> Iterator[None]:
+def leaving_out(layout: Layout, dropped: Sequence[Block] = (), alive: Alive | None = None) -> Iterator[None]:
     """Runs of the network in this context have zeros where the branches end; without gradients.
+
+    Args:
+        layout: Of the network.
+        dropped: Branches that leave.
+        alive: Units that stay, over which statistics run, in a network whose other units are masked; all if None.
 
     Raises:
         UnsupportedModelError: The network made other calls than when it was traced.
     """
-    kept = _KeptStatistics(layout, np.ones(len(layout.axis_of), bool), dropped)
+    kept = _KeptStatistics(layout, np.ones(len(layout.axis_of), bool) if alive is None else alive, dropped)
     with below_autograd(), kept:
         yield
     kept.check_complete()

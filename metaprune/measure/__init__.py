@@ -1,7 +1,7 @@
 """Numbers about networks and files: each with its unit, its sample size, its spread, and where it comes from."""
 
 from metaprune.measure.accuracy import Accuracy, Paired, Split, accuracy, compare
-from metaprune.measure.distortion import distortion
+from metaprune.measure.distortion import distortion, output_error
 from metaprune.measure.host import Host, host
 from metaprune.measure.latency import Arm, Comparison, Latency, latency
 from metaprune.measure.memory import Memory, memory
@@ -24,4 +24,5 @@ __all__ = [
     "host",
     "latency",
     "memory",
+    "output_error",
 ]
