@@ -4,7 +4,7 @@ Third parties register through the entry-point group ``metaprune.<family>``; a p
 :attr:`Registry.broken` (shown by ``metaprune doctor``) and never stops a command.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -20,14 +20,14 @@ class Registry(Generic[T]):
     Args:
         kind: What one member is called in messages, e.g. ``"criterion"``.
         group: Entry-point group that third parties use, e.g. ``"metaprune.criteria"``.
-        home: Package whose import registers the built-in members, loaded at the first look-up; None where the registry
-            lives in that package itself.
+        home: Packages whose import registers the built-in members, loaded at the first look-up; one name, several, or
+            None where the registry lives in that package itself.
     """
 
-    def __init__(self, kind: str, group: str, home: str | None = None) -> None:
+    def __init__(self, kind: str, group: str, home: str | Sequence[str] | None = None) -> None:
         self.kind = kind
         self.group = group
-        self.home = home
+        self.homes = (home,) if isinstance(home, str) else tuple(home or ())
         self.broken: dict[str, str] = {}
         self._items: dict[str, T] = {}
         self._plugins_loaded = False
@@ -70,8 +70,8 @@ class Registry(Generic[T]):
         if self._plugins_loaded:
             return
         self._plugins_loaded = True
-        if self.home:
-            import_module(self.home)
+        for home in self.homes:
+            import_module(home)
         for point in entry_points(group=self.group):
             try:
                 point.load()  # importing the module registers what it defines

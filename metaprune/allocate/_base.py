@@ -242,4 +242,6 @@ class Allocator(ABC):
         """Sizes that meet the limits, when the dense network does not."""
 
 
-ALLOCATORS: Registry[type[Allocator]] = Registry("allocator", "metaprune.allocate", home="metaprune.allocate")
+ALLOCATORS: Registry[type[Allocator]] = Registry(
+    "allocator", "metaprune.allocate", home=("metaprune.allocate", "metaprune.search.allocators")
+)  # those that search stand behind this room, which does not know them

@@ -45,9 +45,16 @@ def problem(name: str = "digits_cnn", budget: float = 0.5, quantity: str = "macs
     return Problem(network, scores(network), {quantity: budget * network.cost()[quantity]}, **evidence(name), **options)
 
 
+QUICK: dict[str, dict[str, Any]] = {
+    "fedtiny": {"candidates": 2},
+    "tyr": {"samples": 8, "rated": 4, "first": 2, "rounds": 1, "generations": 2, "children": 2, "survivors": 1},
+}
+MEASURED = ("fedtiny", "tyr")  # they go by what the network gives
+
+
 def made(name: str) -> Allocator:
     """An allocator, quick enough for many problems."""
-    return ALLOCATORS[name](**({"candidates": 2} if name == "fedtiny" else {}))
+    return ALLOCATORS[name](**QUICK.get(name, {}))
 
 
 def sizes(problem: Problem, kept: dict[str, tuple[int, ...]]) -> np.ndarray:
@@ -120,7 +127,7 @@ def test_the_same_problem_has_the_same_answer(allocator: Allocator) -> None:
 
 
 @pytest.mark.parametrize("which", ["digits_cnn", "vit_tiny"])
-@pytest.mark.parametrize("name", [name for name in WIDTHS if name != "fedtiny"])  # it goes by the measured loss
+@pytest.mark.parametrize("name", [name for name in WIDTHS if name not in MEASURED])
 def test_more_budget_loses_no_more(name: str, which: str) -> None:
     """The predicted loss, which is the score of what leaves, does not grow with the budget."""
     losses = []

@@ -1,0 +1,5 @@
+"""Allocators that search: their import registers them."""
+
+from metaprune.search.tyr import Tyr
+
+__all__ = ["Tyr"]

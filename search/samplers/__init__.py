@@ -1,0 +1,1 @@
+"""Samplers of Optuna for pruning, one file each."""
