@@ -47,6 +47,16 @@ def _names(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
+def _shares(value: Any) -> Any:
+    """A share, or shares by pattern of axes."""
+    for share in value.values() if isinstance(value, dict) else [value]:
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise ValueError("must be a number, or numbers by patterns of axes")
+        if not 0 <= share <= 1:
+            raise ValueError(f"must be at {'most 1' if share > 1 else 'least 0'}")
+    return value
+
+
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list)]
 
 
@@ -74,7 +84,9 @@ class PruneOptions(BaseModel):
     criterion: str | None = None
     allocator: str = "global"
     round_to: int | None = Field(default=None, ge=1)
-    floor: float = Field(default=0.1, ge=0, le=1)
+    floor: Annotated[float | dict[str, float], BeforeValidator(_shares)] = 0.1
+    ceiling: Annotated[float | dict[str, float], BeforeValidator(_shares)] = 1.0
+    rounds: int = Field(default=1, ge=1)
     calibration: int = Field(default=2048, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from metaprune.allocate import ALLOCATORS, Allocator, Problem
-from metaprune.budget import QUANTITIES, Budget, parse_budget
+from metaprune.allocate import ALLOCATORS, FLOOR, Allocator, Problem, Shares
+from metaprune.budget import QUANTITIES, Budget, Limit, parse_budget
 from metaprune.criteria import CRITERIA, Calibration, Criterion, MetanetScore, Verdict, metanet_edit, unit_scores
 from metaprune.data import Dataset, Split
 from metaprune.edits import DropBlock, Keep, SetWeight
@@ -39,9 +39,11 @@ from metaprune.recovery import (
     resolve,
     torch_device,
 )
+from metaprune.rounds import in_rounds
 from metaprune.shards import Shards
 from metaprune.task import Task, resolve_task
 
+RoundTo = int | Mapping[str, int]
 Data = Dataset | Split | Iterable[Any] | Callable[[], Iterator[Any]]
 
 SCHEMA = 1
@@ -56,13 +58,16 @@ def plan(
     criterion: str | Criterion = "l2",
     allocator: str | Allocator = "global",
     metanet: str | None = None,
-    round_to: int | None = None,
+    round_to: RoundTo | None = None,
     data: Data | None = None,
     loss: str | Task | Callable[..., Tensor] | None = None,
     seed: int = 0,
     *,
-    floor: float = 0.1,
+    floor: Shares = FLOOR,
+    ceiling: Shares = 1.0,
     calibration: int = CALIBRATION,
+    rounds: int = 1,
+    between: str | Recovery | Sequence[Recovery] | None = "recalibrate_norm",
 ) -> Plan:
     """Decide what to cut.
 
@@ -73,12 +78,15 @@ def plan(
         allocator: How much each axis may lose: a registered name, or an instance.
         metanet: A metanetwork that edits the network first, so that it is easier to prune: ``default`` or a file. Its
             scores are the criterion ``metanet``, which then comes from the same file (``l2`` for one that only edits).
-        round_to: Sizes of channel and hidden axes are multiples of this; None means 1.
+        round_to: Sizes of channel and hidden axes are multiples of this; None means 1. Or by kind of axis.
         data: A dataset (its training split is read), a split, batches, or a function that gives a fresh pass over them.
         loss: A task name, a task, or ``loss(outputs, targets)``; None means classification.
         seed: Draws the calibration samples, and all else that is random.
-        floor: Smallest share of every axis that must stay.
+        floor: Smallest share of every axis that must stay; or by patterns of their names, ``{"layer1.*": 0.5}``.
+        ceiling: Largest share that may stay, likewise.
         calibration: Samples to look at.
+        rounds: Look again at what is left after each of so many parts of the way; a metanetwork edits in the first.
+        between: What heals the network between two rounds, without training.
 
     Raises:
         ConfigError: An argument does not fit.
@@ -89,11 +97,34 @@ def plan(
     round_to = 1 if round_to is None else round_to
     if isinstance(allocator, str):
         _ = ALLOCATORS[allocator]  # an unknown name is refused before anything is judged
-    limits = reachable_limits(network, budget, floor=floor, round_to=round_to)
-    judgement = judge(
-        network, criterion, metanet, data, loss, seed, calibration=calibration, share=share_left(network, limits)
-    )
-    return allot(network, judgement, budget, allocator, round_to=round_to, floor=floor)
+    limits = reachable_limits(network, budget, floor=floor, round_to=round_to, ceiling=ceiling)
+    share = share_left(network, limits)
+    if rounds == 1:
+        judgement = judge(network, criterion, metanet, data, loss, seed, calibration=calibration, share=share)
+        return allot(network, judgement, budget, allocator, round_to=round_to, floor=floor, ceiling=ceiling)
+    if rounds < 1 or data is None:
+        raise ConfigError(f"`rounds >= 1` must hold, and more than 1 need data, but rounds={rounds}. Give `data=`.")
+    ways = resolve(between)
+    context = _context(network, data, loss, seed, calibration, _device_of(network))
+
+    def decide(left: Network, part: Mapping[str, float], floors: Mapping[str, float]) -> Plan:
+        first = left is network
+        seen = judge(
+            left, criterion, metanet if first else None, data, loss, seed, calibration=calibration, share=share
+        )
+        wanted = Budget(tuple(Limit(quantity, limit) for quantity, limit in part.items()))
+        return allot(left, seen, wanted, allocator, round_to=round_to, floor=floors, ceiling=ceiling if first else 1.0)
+
+    def heal(so_far: Plan) -> nn.Module:
+        slim: nn.Module = network.apply(so_far)
+        here = replace(context, plan=so_far, masks=network.masks(so_far))
+        for way in ways:
+            slim = way.recover(slim, here).model
+        return slim.eval()
+
+    found = in_rounds(network, limits, lowest_sizes(network, floor, round_to), rounds, decide, heal)
+    told = {"budget": str(budget), "floor": floor, "rounds": rounds, "between": [way.name for way in ways]}
+    return replace(found, made_by={**found.made_by, **told, **network.traced_with})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -166,9 +197,10 @@ def allot(
     budget: str | Budget,
     allocator: str | Allocator = "global",
     *,
-    round_to: int = 1,
-    floor: float = 0.1,
+    round_to: RoundTo = 1,
+    floor: Shares = FLOOR,
     grid: float | None = None,
+    ceiling: Shares = 1.0,
 ) -> Plan:
     """Decide what to cut by what the units are worth.
 
@@ -180,6 +212,7 @@ def allot(
         round_to: Sizes of channel and hidden axes are multiples of this.
         floor: Smallest share of every axis that must stay.
         grid: Sizes are multiples of this share of their axis, rounded up; None allows every size.
+        ceiling: Largest share that may stay.
 
     Raises:
         ConfigError: An argument does not fit.
@@ -187,10 +220,10 @@ def allot(
     """
     budget, seen, verdict = parse_budget(budget), judgement.seen, judgement.verdict
     divide = ALLOCATORS[allocator]() if isinstance(allocator, str) else allocator
-    limits = reachable_limits(network, budget, floor=floor, round_to=round_to, grid=grid)
+    limits = reachable_limits(network, budget, floor=floor, round_to=round_to, grid=grid, ceiling=ceiling)
     problem = Problem(
         network, verdict.scores, limits, judgement.judge.additive, floor, round_to, verdict.curves, seen.batches,
-        seen.task, seen.seed, grid,
+        seen.task, seen.seed, grid, ceiling,
     )  # fmt: skip
     kept = divide.allocate(problem)
     edits: tuple[Edit, ...] = tuple(SetWeight(name, tensor) for name, tensor in judgement.edited.items())
@@ -212,6 +245,7 @@ def allot(
         "seed": seen.seed,
         "calibration": judgement.calibration if looked else 0,
         **({} if grid is None else {"grid": grid}),
+        **({} if ceiling == 1 else {"ceiling": ceiling}),
         **({} if judgement.metanet is None else {"metanet": judgement.metanet}),
         **({} if verdict.additivity is None else {"additivity": round(verdict.additivity, 4)}),
         **network.traced_with,
@@ -242,7 +276,13 @@ def _edited(network: Network, editor: Metanet | PaperMetanet, calibration: Calib
 
 
 def reachable_limits(
-    network: Network, budget: str | Budget, *, floor: float = 0.1, round_to: int = 1, grid: float | None = None
+    network: Network,
+    budget: str | Budget,
+    *,
+    floor: Shares = FLOOR,
+    round_to: RoundTo = 1,
+    grid: float | None = None,
+    ceiling: Shares = 1.0,
 ) -> dict[str, float]:
     """What a budget allows of each quantity, in absolute numbers, if some allocation can meet it.
 
@@ -252,6 +292,7 @@ def reachable_limits(
         floor: Likewise.
         round_to: Likewise, at least 1.
         grid: As for :func:`allot`.
+        ceiling: As for :func:`plan`.
 
     Raises:
         ConfigError: A number is out of range, or the network has no axis that may be cut.
@@ -259,12 +300,26 @@ def reachable_limits(
     """
     dense = network.cost()
     limits = parse_budget(budget).absolute({quantity: dense[quantity] for quantity in QUANTITIES})
-    shape = {axis.name: torch.zeros(axis.size) for axis in network.axes if axis.prunable}
-    if not shape:
+    if not any(axis.prunable for axis in network.axes):
         why = "all must stay. `metaprune inspect` says why" if network.axes else "it has no parameters"
         raise ConfigError(f"the network must have a prunable axis, but {why}.")
-    Problem(network, shape, limits, floor=floor, round_to=round_to, grid=grid)  # refuses what cannot be reached
+    # The problem refuses what cannot be reached.
+    Problem(network, _blank(network), limits, floor=floor, round_to=round_to, grid=grid, ceiling=ceiling)
     return limits
+
+
+def lowest_sizes(network: Network, floor: Shares = FLOOR, round_to: RoundTo = 1) -> dict[str, int]:
+    """Fewest units that must stay of each axis that may be cut; arguments as for :func:`plan`."""
+    problem = Problem(network, _blank(network), {}, floor=floor, round_to=round_to)
+    return {axis.name: int(problem.levels(axis)[0]) for axis in problem.axes}
+
+
+def _blank(network: Network) -> dict[str, Tensor]:
+    return {axis.name: torch.zeros(axis.size) for axis in network.axes if axis.prunable}
+
+
+def _device_of(network: Network) -> torch.device:
+    return next((tensor.device for tensor in named_tensors(network.model).values()), torch.device("cpu"))
 
 
 def calibration_batches(data: Data, samples: int, seed: int) -> Callable[[], Iterator[Any]]:
@@ -390,8 +445,10 @@ def prune(
     recovery_options: Mapping[str, Any] | None = None,
     metanet: str | None = None,
     loss: str | Task | Callable[..., Tensor] | None = None,
-    round_to: int | None = None,
-    floor: float = 0.1,
+    round_to: RoundTo | None = None,
+    floor: Shares = FLOOR,
+    ceiling: Shares = 1.0,
+    rounds: int = 1,
     seed: int = 0,
     calibration: int = CALIBRATION,
     freeze: Selection | None = None,
@@ -420,6 +477,8 @@ def prune(
         loss: As for :func:`plan`.
         round_to: As for :func:`plan`.
         floor: As for :func:`plan`.
+        ceiling: As for :func:`plan`.
+        rounds: As for :func:`plan`; the recoveries that do not train heal between them.
         seed: Decides every random number.
         calibration: Samples that criteria and the re-estimation of norms look at.
         freeze: Modules that must stay, as for :func:`metaprune.trace`.
@@ -455,7 +514,8 @@ def prune(
         else:
             decided = plan(
                 network, budget, judge, allocator, metanet, round_to, _on_device(data, device), loss, seed,
-                floor=floor, calibration=calibration,
+                floor=floor, ceiling=ceiling, calibration=calibration, rounds=rounds,
+                between=[way for way in recoveries if "train" not in way.needs(dense)],
             )  # fmt: skip
         if plan_file is not None:
             decided.save(plan_file)
@@ -598,10 +658,10 @@ def _context(
     seed: int,
     samples: int,
     device: torch.device,
-    folder: str | Path | None,
-    resume: bool,
-    progress: Progress | None,
-    metrics: Callable[[Mapping[str, float], int], None],
+    folder: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    metrics: Callable[[Mapping[str, float], int], None] = no_metrics,
 ) -> Context:
     return Context(
         train=data.train if isinstance(data, Dataset) else data if isinstance(data, Split) else None,

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from metaprune.allocate import Allocator
+from metaprune.allocate import FLOOR, Allocator, Shares
 from metaprune.budget import Budget
 from metaprune.criteria import CRITERIA, Criterion
 from metaprune.errors import ConfigError, InputError, UnsupportedModelError, did_you_mean
@@ -173,7 +173,9 @@ def choose(
     criterion: str | Criterion = "l2",
     allocator: str | Allocator = "global",
     round_to: int | None = None,
-    floor: float = 0.1,
+    floor: Shares = FLOOR,
+    ceiling: Shares = 1.0,
+    rounds: int = 1,
     seed: int = 0,
     freeze: Selection | None = None,
     only: Selection | None = None,
@@ -191,6 +193,8 @@ def choose(
         allocator: As for :func:`metaprune.plan`.
         round_to: Likewise.
         floor: Likewise.
+        ceiling: Likewise.
+        rounds: Always 1, because there are no data to look at what is left.
         seed: Likewise.
         freeze: As for :func:`metaprune.trace`.
         only: Likewise.
@@ -212,7 +216,10 @@ def choose(
         network = trace(_on_meta(model), example_inputs, freeze=freeze, only=only)
     with timed(seconds, "plan", step, "Choosing what to cut"):
         network.weights = stored = StoredWeights(Shards(weights), network)
-        plan = decide(network, budget, criterion, allocator, round_to=round_to, seed=seed, floor=floor)
+        plan = decide(
+            network, budget, criterion, allocator, round_to=round_to, seed=seed, floor=floor, ceiling=ceiling,
+            rounds=rounds,
+        )  # fmt: skip
     with timed(seconds, "cut", step, "Cutting"):
         cut = network.cut(plan)
         stored.entries_of(cut.module)

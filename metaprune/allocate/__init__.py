@@ -1,6 +1,6 @@
 """Allocators: how much each axis may lose, one file each."""
 
-from metaprune.allocate._base import ALLOCATORS, Allocator, Problem, Sizes
+from metaprune.allocate._base import ALLOCATORS, FLOOR, Allocator, Problem, Shares, Sizes
 from metaprune.allocate.adapt import Adapt
 from metaprune.allocate.ecoflap import Ecoflap
 from metaprune.allocate.erk import Erk
@@ -18,6 +18,7 @@ from metaprune.allocate.uniform import Uniform
 
 __all__ = [
     "ALLOCATORS",
+    "FLOOR",
     "Adapt",
     "Allocator",
     "Ecoflap",
@@ -33,6 +34,7 @@ __all__ = [
     "Problem",
     "RateDistortion",
     "Sap",
+    "Shares",
     "Sizes",
     "Uniform",
 ]

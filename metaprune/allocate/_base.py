@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -12,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from metaprune.errors import BudgetError, ConfigError, InputError
+from metaprune.errors import BudgetError, ConfigError, InputError, did_you_mean
 from metaprune.graph import Axis, Cost, Network
 from metaprune.registry import Registry
 from metaprune.task import Task, require_finite
 
 Sizes = npt.NDArray[np.int64]  # one entry an axis of the network, in their order
+Shares = float | Mapping[str, float]  # of every axis, or by patterns of their names; the last that fits counts
+FLOOR = 0.1
 _PERCENT = " A budget up to 1 is a fraction, above 1 an absolute number."
 ALIGNED = ("channel", "hidden")  # kinds of axes whose sizes matter to vector units
 
@@ -32,15 +35,17 @@ class Problem:
         limits: Quantity of cost -> what it may be at most.
         additive: Scores are comparable and addable over axes, so that they can be held against cost.
         curves: Axis name -> predicted loss with k units kept, shape (size + 1,); see :meth:`curve`.
-        floor: Smallest share of an axis that must stay, in [0, 1]; at least one unit always stays.
-        round_to: Sizes of channel and hidden axes are multiples of this, or the whole axis.
+        floor: Smallest share of an axis that must stay, in [0, 1]; at least one unit always stays. By patterns of names
+            (``{"layer1.*": 0.5}``), axes that fit none have 0.1.
+        round_to: Sizes of channel and hidden axes are multiples of this, or the whole axis; or by kind of axis.
         batches: Gives a fresh pass over the calibration batches, for allocators that run the network.
         task: How it runs on them, and its loss.
         seed: For allocators that draw random numbers.
         grid: Sizes are multiples of this share of their axis, rounded up; None allows every size.
+        ceiling: Largest share of an axis that may stay, in (0, 1]; as `floor`, axes that fit no pattern have 1.
 
     Raises:
-        ConfigError: A number is out of range.
+        ConfigError: A number is out of range, a pattern fits no axis, or a floor lies above its ceiling.
         BudgetError: Even the floors cost more than a limit; the smallest reachable cost is named.
     """
 
@@ -48,18 +53,19 @@ class Problem:
     scores: Mapping[str, Tensor]
     limits: Mapping[str, float]
     additive: bool = False
-    floor: float = 0.1
-    round_to: int = 1
+    floor: Shares = FLOOR
+    round_to: int | Mapping[str, int] = 1
     curves: Mapping[str, Tensor] = field(default_factory=dict)
     batches: Callable[[], Iterator[Any]] | None = None
     task: Task | None = None
     seed: int = 0
     grid: float | None = None
+    ceiling: Shares = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.floor <= 1:
-            raise ConfigError(f"`0 <= floor <= 1` must hold, but floor={self.floor}.")
-        if self.round_to < 1:
+        self._check_shares("floor", self.floor, lambda share: 0 <= share <= 1, "0 <= floor <= 1")
+        self._check_shares("ceiling", self.ceiling, lambda share: 0 < share <= 1, "0 < ceiling <= 1")
+        if min(self.round_to.values() if isinstance(self.round_to, Mapping) else [self.round_to], default=1) < 1:
             raise ConfigError(f"`round_to >= 1` must hold, but round_to={self.round_to}.")
         if self.grid is not None and not 0 < self.grid <= 1:
             raise ConfigError(f"`0 < grid <= 1` must hold, but grid={self.grid}.")
@@ -70,15 +76,32 @@ class Problem:
                     f"the curve of axis {axis.name!r} must be {axis.size + 1} finite numbers, one for each number of "
                     f"units kept, but has shape {tuple(curve.shape)} or is not finite."
                 )
+            if self.lowest(axis) > self.highest(axis):
+                raise ConfigError(
+                    f"the floor of an axis must not exceed its ceiling, but of axis {axis.name!r} at least "
+                    f"{self.lowest(axis)} and at most {self.highest(axis)} of {axis.size} units are to stay."
+                )
         smallest = self.network.cost(self.smallest)
         for quantity, limit in self.limits.items():
             if smallest[quantity] > limit:
                 full = self.network.cost()[quantity]
+                floor = "the floors given" if isinstance(self.floor, Mapping) else f"at least {self.floor:.0%}"
                 raise BudgetError(
-                    f"{quantity} must reach {limit:.12g}, but with at least {self.floor:.0%} of every axis"
-                    f"{f' in multiples of {self.round_to}' if self.round_to > 1 else ''} they cannot go below "
+                    f"{quantity} must reach {limit:.12g}, but with {floor} of every axis"
+                    f"{f' in multiples of {self.round_to}' if self.round_to != 1 else ''} they cannot go below "
                     f"{smallest[quantity]:.12g} ({smallest[quantity] / full:.3f} of the dense network). Raise the "
                     f"budget, or lower --floor or --round-to.{_PERCENT if 1 < limit <= 100 else ''}"
+                )
+
+    def _check_shares(self, name: str, given: Shares, holds: Callable[[float], bool], rule: str) -> None:
+        for pattern, share in given.items() if isinstance(given, Mapping) else [("*", given)]:
+            if not holds(share):
+                raise ConfigError(f"`{rule}` must hold, but {name}={given}.")
+            names = [axis.name for axis in self.network.axes]
+            if not any(fnmatchcase(axis, pattern) for axis in names):
+                raise ConfigError(
+                    f"every pattern of `{name}` must fit an axis, but {pattern!r} fits none."
+                    f"{did_you_mean(pattern, names)} `metaprune inspect` names them."
                 )
 
     def first(self, count: int) -> list[Any]:
@@ -101,8 +124,11 @@ class Problem:
 
     @cached_property
     def full(self) -> Sizes:
-        """Sizes of the dense network."""
-        return np.array([axis.size for axis in self.network.axes], np.int64)
+        """Sizes with every axis at its ceiling: without any, those of the dense network."""
+        free = {axis.name for axis in self.axes}
+        return np.array(
+            [self.highest(axis) if axis.name in free else axis.size for axis in self.network.axes], np.int64
+        )
 
     @cached_property
     def smallest(self) -> Sizes:
@@ -111,15 +137,26 @@ class Problem:
 
     def lowest(self, axis: Axis) -> int:
         """Fewest units that must stay of an axis."""
-        return max(1, math.ceil(self.floor * axis.size))
+        return max(1, math.ceil(_share(self.floor, axis, FLOOR) * axis.size - 1e-9))
+
+    def highest(self, axis: Axis) -> int:
+        """Most units that may stay of an axis: all of it, or a multiple of `round_to` below its ceiling."""
+        size = max(1, math.floor(_share(self.ceiling, axis, 1.0) * axis.size + 1e-9))
+        step = self._multiple(axis)
+        return size if size == axis.size or size < step else size // step * step
+
+    def _multiple(self, axis: Axis) -> int:
+        if isinstance(self.round_to, Mapping):
+            return self.round_to.get(axis.kind, 1)
+        return self.round_to if axis.kind in ALIGNED else 1
 
     def aligned(self, axis: Axis, wanted: float) -> int:
-        """The nearest legal size at or above `wanted`; the whole axis where that is more."""
+        """The nearest legal size at or above `wanted`; the largest one where that is more."""
         levels = self.levels(axis)
         return int(levels[min(int(np.searchsorted(levels, wanted)), len(levels) - 1)])
 
     def levels(self, axis: Axis) -> Sizes:
-        """All legal sizes of an axis, ascending: on the grid, multiples of `round_to` from the floor up, or whole."""
+        """All legal sizes of an axis, ascending: on the grid, multiples of `round_to`, from floor to ceiling."""
         return self._levels[axis.name]
 
     @cached_property
@@ -129,10 +166,9 @@ class Problem:
     def _levels_of(self, axis: Axis) -> Sizes:
         step = 1.0 if self.grid is None else max(1.0, self.grid * axis.size)
         sizes = np.ceil(np.append(np.arange(step, axis.size, step), axis.size) - 1e-9).astype(np.int64)
-        sizes = np.maximum(sizes, self.lowest(axis))
-        if axis.kind in ALIGNED:
-            sizes = -(-sizes // self.round_to) * self.round_to
-        return np.unique(np.minimum(sizes, axis.size))
+        step = self._multiple(axis)
+        sizes = -(-np.maximum(sizes, self.lowest(axis)) // step) * step
+        return np.unique(np.minimum(sizes, self.highest(axis)))
 
     def curve(self, axis: Axis) -> npt.NDArray[np.float64]:
         """Predicted loss with k units kept, shape (size + 1,): the one given, else the sum of the lowest scores.
@@ -182,7 +218,7 @@ class Problem:
             offers = []
             for name, axis in growing.items():
                 k = self.network.index(name)
-                if sizes[k] < axis.size:
+                if sizes[k] < self.full[k]:
                     grown = sizes.copy()
                     grown[k] = self.aligned(axis, sizes[k] + 1)
                     offers.append((name, k, grown))
@@ -202,6 +238,13 @@ class Problem:
                 chosen = max(worth, key=lambda name: worth[name])
                 sizes = next(grown for name, _, grown in offers if name == chosen)
         return sizes
+
+
+def _share(given: Shares, axis: Axis, otherwise: float) -> float:
+    if not isinstance(given, Mapping):
+        return given
+    fitting = [share for pattern, share in given.items() if fnmatchcase(axis.name, pattern)]
+    return fitting[-1] if fitting else otherwise
 
 
 class Allocator(ABC):
@@ -231,9 +274,7 @@ class Allocator(ABC):
             raise ConfigError(
                 f"allocator {name!r} needs data. Give `data=` (--data), or take one that needs none: {ready}."
             )
-        if problem.fits(problem.full):
-            return {axis.name: tuple(range(axis.size)) for axis in problem.axes}
-        sizes = problem.filled(self._sizes(problem))
+        sizes = problem.full if problem.fits(problem.full) else problem.filled(self._sizes(problem))
         assert problem.fits(sizes)
         return {axis.name: problem.best(axis, sizes[problem.network.index(axis.name)]) for axis in problem.axes}
 

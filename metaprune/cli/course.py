@@ -177,7 +177,7 @@ def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery], Set
     settings = None
 
     def reach(budget: str, round_to: int) -> None:
-        reachable_limits(network, budget, floor=options.floor, round_to=round_to)
+        reachable_limits(network, budget, floor=options.floor, round_to=round_to, ceiling=options.ceiling)
 
     if device_profile is None:
         reach(options.budget, options.round_to or 1)
@@ -244,6 +244,8 @@ def _work(
         loss=options.task,
         round_to=options.round_to,
         floor=options.floor,
+        ceiling=options.ceiling,
+        rounds=options.rounds,
         seed=options.seed,
         calibration=options.calibration,
         freeze=options.freeze,

@@ -71,7 +71,17 @@ def prune(
     ] = None,
     floor: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Share of every axis that must stay. [0.1]", rich_help_panel=DECISION),
+        typer.Option(
+            metavar="SHARE",
+            help="Share of every axis that must stay; by axis, and `ceiling`, in a recipe. [0.1]",
+            rich_help_panel=DECISION,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Look again at what is left, so many times in all. [1]", rich_help_panel=DECISION
+        ),
     ] = None,
     calibration: Annotated[
         int | None, typer.Option(metavar="N", help="Training samples to look at. [2048]", rich_help_panel=DECISION)
@@ -166,6 +176,7 @@ def prune(
         "allocator": allocator,
         "round_to": round_to,
         "floor": floor,
+        "rounds": rounds,
         "calibration": calibration,
         "seed": seed,
         "recovery": recovery,

@@ -50,6 +50,8 @@ def stream_out(order: Order, screen: Screen) -> dict[str, Any]:
                 allocator=options.allocator,
                 round_to=options.round_to,
                 floor=options.floor,
+                ceiling=options.ceiling,
+                rounds=options.rounds,
                 seed=options.seed,
                 freeze=options.freeze,
                 only=options.only,

@@ -234,3 +234,46 @@ def test_global_weighs_additive_scores_by_cost() -> None:
     dearest = max(saving, key=lambda name: saving[name])
     shares = {axis.name: left[network.index(axis.name)] / axis.size for axis in asked.axes}
     assert shares[dearest] == min(shares.values())
+
+
+def test_floors_and_ceilings_by_axis_hold(allocator: Allocator) -> None:
+    network = NETWORKS["digits_cnn"]
+    first, second = [axis for axis in network.axes if axis.prunable][:2]
+    asked = problem(floor={first.name: 0.8}, ceiling={second.name: 0.4}, budget=0.6)
+    kept = allocator.allocate(asked)
+    assert asked.fits(sizes(asked, kept))
+    assert len(kept[first.name]) >= math.ceil(0.8 * first.size)
+    assert len(kept[second.name]) <= math.floor(0.4 * second.size)
+
+
+def test_a_ceiling_alone_cuts_what_lies_above_it(allocator: Allocator) -> None:
+    kept = allocator.allocate(problem(budget=1.0, ceiling=0.5))
+    network = NETWORKS["digits_cnn"]
+    assert {name: len(ranks) for name, ranks in kept.items()} == {name: network.axis(name).size // 2 for name in kept}
+
+
+def test_multiples_by_kind_of_axis() -> None:
+    asked = problem("vit_tiny", round_to={"head_dim": 4, "channel": 8})
+    for axis in asked.axes:
+        step = {"head_dim": 4, "channel": 8}.get(axis.kind, 1)
+        assert all(size % step == 0 or size == axis.size for size in asked.levels(axis)), axis
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"floor": {"no_such.*": 0.5}}, "every pattern of `floor` must fit an axis, but 'no_such.\\*' fits none"),
+        ({"floor": 0.6, "ceiling": 0.3}, "the floor of an axis must not exceed its ceiling"),
+        ({"floor": {"*": 1.5}}, "`0 <= floor <= 1` must hold"),
+        ({"ceiling": 0.0}, "`0 < ceiling <= 1` must hold"),
+        ({"round_to": {"channel": 0}}, "`round_to >= 1` must hold"),
+    ],
+)
+def test_bounds_that_contradict_are_refused(options: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        problem(**options)
+
+
+def test_a_budget_that_contradicts_floors_is_refused() -> None:
+    with pytest.raises(BudgetError, match="with the floors given of every axis"):
+        problem(budget=0.3, floor={"*": 0.9})

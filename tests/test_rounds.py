@@ -1,0 +1,90 @@
+"""A plan made in several rounds is one plan on the dense network."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import metaprune as mp
+from metaprune import zoo
+from metaprune.edits import Keep, SetWeight
+from metaprune.errors import ConfigError
+from metaprune.graph import Network, trace
+from metaprune.plans import Plan
+from metaprune.rounds import in_rounds
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(0)
+    return trace(zoo.build("digits_cnn").eval(), zoo.example_inputs("digits_cnn"))
+
+
+def images() -> list[Any]:
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(32, 1, 8, 8, generator=generator), torch.arange(32) % 10) for _ in range(2)]
+
+
+def sizes(network: Network, plan: Plan) -> dict[str, int]:
+    return {axis.name: int(size) for axis, size in zip(network.axes, network.sizes(plan)) if axis.prunable}
+
+
+def test_ranks_of_later_rounds_are_those_of_the_dense_network(network: Network) -> None:
+    axis = next(axis for axis in network.axes if axis.prunable)
+    told: list[Any] = []
+    steps = iter([tuple(range(0, axis.size, 2)), (1, 2, 4)])
+
+    def decide(left: Network, limits: Any, floors: Any) -> Plan:
+        told.append((left.axis(axis.name).size, limits["macs"], floors[axis.name]))
+        edits: tuple[Any, ...] = (Keep(axis.name, told[-1][0], next(steps)),)
+        return Plan((SetWeight(*next(network.model.named_parameters())), *edits) if left is network else edits)
+
+    plan = in_rounds(network, {"macs": 0.25 * network.cost().macs}, {axis.name: 2}, 2, decide, network.apply)
+    assert plan.edits[-1] == Keep(axis.name, axis.size, (2, 4, 8))
+    assert [type(edit) for edit in plan.edits] == [SetWeight, Keep]  # what was set in the first round stays set
+    dense = network.cost().macs
+    assert told == [(axis.size, dense / 2, 2 / axis.size), (axis.size // 2, dense / 4, 4 / axis.size)]
+
+
+@pytest.mark.parametrize(("criterion", "between"), [("taylor", "recalibrate_norm"), ("obs", "reconstruct")])
+def test_rounds_meet_the_budget_and_the_floors(network: Network, criterion: str, between: str) -> None:
+    plan = mp.plan(
+        network, "macs=0.3", criterion, "rd", data=images(), rounds=3, between=between, floor=0.3, round_to=2
+    )
+    left = sizes(network, plan)
+    assert network.cost_of(plan).macs <= 0.3 * network.cost().macs
+    for axis in network.axes:
+        if axis.prunable:
+            assert left[axis.name] >= 0.3 * axis.size
+            assert left[axis.name] % 2 == 0
+    assert network.verify(plan).passed(1e-5)
+    assert plan.made_by["rounds"] == 3
+    assert plan.made_by["between"] == [between]
+    assert plan.made_by["budget"] == "macs=0.3"
+
+
+def test_a_later_round_sees_what_healing_made(network: Network) -> None:
+    options: Any = {"data": images(), "criterion": "taylor", "allocator": "global", "between": "reconstruct"}
+    once, twice = (mp.plan(network, "macs=0.3", rounds=rounds, **options) for rounds in (1, 2))
+    assert once.edits != twice.edits
+    assert twice == mp.plan(network, "macs=0.3", rounds=2, **options)
+
+
+def test_a_budget_that_the_network_meets_changes_nothing(network: Network) -> None:
+    assert not mp.plan(network, "macs=1", "taylor", data=images(), rounds=2).edits
+
+
+def test_prune_heals_between_rounds_by_what_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: nn.Module = zoo.build("digits_cnn").eval()
+    result = mp.prune(
+        model, zoo.example_inputs("digits_cnn"), "macs=0.5", data=images(), rounds=2, recovery="reconstruct"
+    )
+    assert result.plan.made_by["between"] == ["reconstruct"]
+    assert result.verification.passed(1e-5)
+
+
+@pytest.mark.parametrize("options", [{"rounds": 0, "data": images()}, {"rounds": 2}])
+def test_what_rounds_need_is_said(network: Network, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="`rounds >= 1` must hold, and more than 1 need data"):
+        mp.plan(network, "macs=0.5", "l2", **options)
