@@ -6,9 +6,10 @@
         --top 4 --macs 0.667 0.4 0.333
 
 BatchNorm is re-estimated for everyone, and every arm runs with and without the recoveries of `--recoveries`, on the
-augmented training images that the seed draws, which are those that criteria and allocators see. `--top` takes the best
-pairs of criterion and allocator of each network among the lines that are there at half the multiply-accumulates: that
-is a choice by test images, so the best of them looks better than it is.
+augmented training images that the seed draws, which are those that criteria and allocators see. With `--rounds` the
+network is healed by that recovery and looked at again on the way. `--top` takes the best pairs of criterion and
+allocator of each network among the lines that are there at half the multiply-accumulates: that is a choice by test
+images, so the best of them looks better than it is.
 
 One JSON line a network, criterion, allocator, budget, seed and recovery; arms that are in the file already are left
 out, so that a benchmark can be run in parts and goes on after it was stopped. At the end a table of all that is in the
@@ -43,7 +44,7 @@ from metaprune.pipeline import calibration_batches
 from metaprune.recovery import Context, resolve
 from metaprune.task import Classification
 
-KEY = ("model", "criterion", "allocator", "macs_asked", "seed", "recovery")
+KEY = ("model", "criterion", "allocator", "macs_asked", "seed", "recovery", "rounds")
 HALF = 0.5
 
 
@@ -93,7 +94,7 @@ class Bench:
         """One line an arm that is not done yet."""
         known = {tuple(line[key] for key in KEY) for line in done}
         for seed in range(self.options.seeds):
-            verdicts: dict[str, tuple[Known, float]] = {}
+            verdicts: dict[str, tuple[Criterion, float]] = {}
             for (criterion, allocator), share, recovery in product(
                 list(self.arms(done)), self.options.macs, self.options.recoveries
             ):
@@ -104,10 +105,13 @@ class Bench:
                     "macs_asked": share,
                     "seed": seed,
                     "recovery": recovery,
+                    "rounds": self.options.rounds,
                 }
                 if tuple(line.values()) not in known:
                     try:
-                        if criterion not in verdicts or criterion == "metanet":  # whose scores hold for one budget
+                        if self.options.rounds > 1:  # each looks at a network of its own
+                            verdicts[criterion] = (CRITERIA[criterion](), 0.0)
+                        elif criterion not in verdicts or criterion == "metanet":  # whose scores hold for one budget
                             verdicts[criterion] = self.judged(criterion, share, seed)
                         yield line | self.measured(*verdicts[criterion], allocator, share, recovery, seed)
                     except MetapruneError as error:
@@ -121,12 +125,15 @@ class Bench:
         return Known(verdict=verdict, losses=judge.additive), round(time.perf_counter() - start, 2)
 
     def measured(
-        self, judge: Known, scoring_s: float, allocator: str, share: float, recovery: str, seed: int
+        self, judge: Criterion, scoring_s: float, allocator: str, share: float, recovery: str, seed: int
     ) -> dict[str, Any]:
         """Accuracy after the cut and the recovery, cost, and seconds."""
         batches = calibration_batches(self.images, self.options.calibration, seed)
         start = time.perf_counter()
-        plan = mp.plan(self.network, f"macs={share}", judge, allocator, data=batches, seed=seed)
+        plan = mp.plan(
+            self.network, f"macs={share}", judge, allocator, data=batches, seed=seed,
+            calibration=self.options.calibration, rounds=self.options.rounds, between=recovery,
+        )  # fmt: skip
         slim, allocation_s = self.network.apply(plan), round(time.perf_counter() - start, 2)
         context = Context(calibration=batches, dense=self.network.model, network=self.network, plan=plan, seed=seed)
         start = time.perf_counter()
@@ -158,7 +165,8 @@ def columns(lines: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[tuple[str
     """Accuracies over the seeds: by model, share and recovery, then by criterion and allocator."""
     found: dict[tuple[Any, ...], dict[tuple[str, str], list[float]]] = {}
     for line in lines:
-        column = found.setdefault((line["model"], line["macs_asked"], line["recovery"]), {})
+        way = line["recovery"] + (f", {line['rounds']} rounds" if line["rounds"] > 1 else "")
+        column = found.setdefault((line["model"], line["macs_asked"], way), {})
         column.setdefault((line["criterion"], line["allocator"]), []).append(line["accuracy"])
     return dict(sorted(found.items()))
 
@@ -212,6 +220,7 @@ def main() -> None:
     )
     parser.add_argument("--macs", nargs="+", type=float, default=[HALF], help="shares of the multiply-accumulates")
     parser.add_argument("--recoveries", nargs="+", default=["recalibrate_norm"], help="each a list with commas")
+    parser.add_argument("--rounds", type=int, default=1, help="of looking at what is left, healed by the recovery")
     parser.add_argument("--top", type=int, default=0, help="only so many pairs, the best of those at half")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the calibration images")
     parser.add_argument("--calibration", type=int, default=1024, help="training images")
