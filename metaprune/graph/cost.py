@@ -65,23 +65,39 @@ class CostModel:
         self._frozen = np.array([not axis.prunable for axis in layout.axes], bool)
         self._can_be_empty = np.array([axis.droppable for axis in layout.axes], bool)
 
+    def by_module(self, sizes_A: npt.NDArray[np.int64]) -> dict[str, tuple[float, float]]:
+        """Multiply-accumulates for one sample, and parameters, of every module by path at one configuration."""
+        values = np.concatenate([sizes_A, sizes_A > 0]).astype(np.float64)
+        out: dict[str, list[float]] = {}
+        for place, module, poly in self._parts:
+            total = sum(weight * float(np.prod(values[list(monomial)])) for monomial, weight in poly.items())
+            out.setdefault(module, [0.0, 0.0])[place] += total
+        return {module: (macs, params) for module, (macs, params) in out.items()}
+
     def _collect(self, branches: Branches) -> None:
         trace, layout = self.layout.trace, self.layout
         batch = trace.batch
+        self._parts: list[tuple[int, str, Polynomial]] = []  # 0 for MACs or 1 for parameters, module, how many
         for op in trace.ops:
             gate = branches.gates_of_op(op.index)
+            own: Polynomial = {}
             for dims in op.macs:
-                _add(self.polynomials["macs"], _product(map(layout.size, dims)), 1.0 / batch, gate)
+                _add(own, _product(map(layout.size, dims)), 1.0 / batch, gate)
+            if own:
+                _add(self.polynomials["macs"], own, 1.0, ())
+                self._parts.append((0, op.module, own))
             if op.allocates:
                 for number in op.outputs:
                     value = trace.values[number]
                     poly = _product(map(layout.size, _once(value.dims)))
                     _add(self.polynomials["activations"], poly, value.dtype.itemsize / batch, gate)
-        for value in trace.parameters.values():
+        for name, value in trace.parameters.items():
             poly = _product(map(layout.size, value.dims))
             gate = branches.gates_of_parameter(value.index)
             if value.parameter:
                 _add(self.polynomials["params"], poly, 1.0, gate)
+                self._parts.append((1, name.rpartition(".")[0], {}))
+                _add(self._parts[-1][2], poly, 1.0, gate)
             _add(self.polynomials["bytes"], poly, float(value.dtype.itemsize), gate)
 
     def __call__(self, sizes_NA: npt.ArrayLike | None = None) -> Cost:

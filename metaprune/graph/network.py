@@ -330,6 +330,14 @@ class Network:
         """
         return self._costs(np.atleast_2d(np.asarray(sizes)))
 
+    def cost_by_module(self, plan: Plan | None = None) -> dict[str, tuple[float, float]]:
+        """Multiply-accumulates and parameters of every module by path, as the network is or once a plan is applied.
+
+        Biases that a plan adds are not counted.
+        """
+        sizes = np.array([axis.size for axis in self.axes], np.int64) if plan is None else self.sizes(plan)
+        return self._costs.by_module(sizes)
+
     def shares(self) -> dict[str, dict[str, float]]:
         """For every axis, the part of each cost that has the axis as a factor; those of different axes overlap."""
         return dict(zip((axis.name for axis in self.axes), self._costs.shares(), strict=True))

@@ -4,11 +4,15 @@ Labels are HTML beside the boxes, so that text keeps its size on a phone while t
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from metaprune.measure import Accuracy, Latency
 from metaprune.report import numbers
+from metaprune.report.treemap import SQUARE, area, centre, treemap
+
+_TILES = 120  # modules that have an area of their own
+_LEGIBLE, _WIDE = 300, 800  # areas, of 100 x 100, that a word or two fit into
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,150 @@ class Spans:
     from_zero: bool
 
 
+@dataclass(frozen=True)
+class Tile:
+    """One module in a map of costs.
+
+    Args:
+        points: ``x,y`` pairs of an SVG polygon in a box of 100 x 100.
+        name: Path of the module, or what is gathered.
+        text: What it costs, in words.
+        kept: Share of its cost that stays, from 0 to 1.
+        label: What is written on it; empty where there is no room.
+        x: Where.
+        y: Where.
+    """
+
+    points: str
+    name: str
+    text: str
+    kept: float
+    label: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Map:
+    """One quantity of a network, its modules as areas; a smaller network has a smaller area.
+
+    Args:
+        title: What it shows.
+        tiles: The modules.
+        side: Length of its side, in percent of that of the dense network.
+    """
+
+    title: str
+    tiles: tuple[Tile, ...]
+    side: float
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One network between two quantities, in percent of the plot.
+
+    Args:
+        label: Which network.
+        text: Both numbers in words.
+        x: Where; `left` and `right` are the ends of its interval.
+        y: Where, from below; `low` and `high` are the ends of its interval.
+    """
+
+    label: str
+    text: str
+    x: float
+    y: float
+    left: float
+    right: float
+    low: float
+    high: float
+
+
+def cost_maps(
+    name: str, before: Mapping[str, float], after: Mapping[str, float], words: Callable[[float], str]
+) -> tuple[Map, Map] | None:
+    """Where a quantity of the dense and of the smaller network lies, to one scale; None where there is nothing of it.
+
+    Args:
+        name: Of the quantity.
+        before: By path of the module.
+        after: Likewise.
+        words: Writes an amount.
+    """
+    dense, small = _gathered(before, before), _gathered(after, before)
+    whole, rest = sum(dense.values()), sum(small.values())
+    if not whole or not rest:
+        return None
+    side = math.sqrt(rest / whole)
+
+    def tiles(shown: Mapping[str, float], scale: float) -> tuple[Tile, ...]:
+        out = []
+        for path, polygon in treemap(shown, SQUARE * scale).items():
+            kept = min(small.get(path, 0.0) / dense[path], 1.0)
+            x, y = centre(polygon)
+            text = f"{path}: {words(small.get(path, 0.0))} of {words(dense[path])} stay ({kept:.0%})"
+            label = _last(path, 2 if area(polygon) > _WIDE else 1) if area(polygon) > _LEGIBLE else ""
+            points = " ".join(f"{px:.2f},{py:.2f}" for px, py in polygon)
+            out.append(Tile(points, path, text, kept, label, round(x, 2), round(y, 2)))
+        return tuple(out)
+
+    return (
+        Map(f"{name}, dense: {words(whole)}", tiles(dense, 1.0), 100.0),
+        Map(f"{name}, pruned: {words(rest)}", tiles(small, side), round(100 * side, 2)),
+    )
+
+
+def _last(path: str, parts: int) -> str:
+    return ".".join(path.split(".")[-parts:])
+
+
+def _gathered(amounts: Mapping[str, float], by: Mapping[str, float]) -> dict[str, float]:
+    """The largest modules, and what is left of each part of the network together."""
+    largest = set(sorted(by, key=lambda path: -by[path])[:_TILES])
+    out: dict[str, float] = {}
+    for path, amount in amounts.items():
+        if amount > 0:
+            name = path or "the network itself"
+            name = name if path in largest else f"{name.partition('.')[0]}.others"
+            out[name] = out.get(name, 0.0) + amount
+    return out
+
+
+def tradeoff(accuracies: Sequence[Accuracy], latency: Latency, labels: Sequence[str]) -> tuple[Dot, ...]:
+    """Accuracy over latency, one dot a network, from 0 ms and from the accuracy that no interval reaches."""
+    longest = 1.1 * max(arm.p50.high or arm.p50.value for arm in latency.arms)
+    floor = _floor(accuracies)
+
+    def across(milliseconds: float | None) -> float:
+        return round(100 * (milliseconds or 0.0) / longest, 2)
+
+    def up(percent: float) -> float:
+        return round(100 * (percent - floor) / (100 - floor), 2)
+
+    return tuple(
+        Dot(
+            label=label,
+            text=f"{numbers.percent(found.top1)} at {numbers.milliseconds(arm.p50.value)}",
+            x=across(arm.p50.value),
+            y=up(found.top1),
+            left=across(arm.p50.low),
+            right=across(arm.p50.high),
+            low=up(found.low),
+            high=up(found.high),
+        )
+        for label, found, arm in zip(labels, accuracies, latency.arms)
+    )
+
+
+def _floor(accuracies: Iterable[Accuracy]) -> int:
+    """The ten percent below every interval."""
+    lowest = min((accuracy.low for accuracy in accuracies), default=0.0)
+    return min(90, 10 * math.floor(lowest / 10))
+
+
 def accuracy_spans(accuracies: Mapping[str, Accuracy], labels: Mapping[str, str]) -> Spans:
     """Accuracies with their intervals, on an axis that leaves out what no interval touches."""
-    lowest = min((accuracy.low for accuracy in accuracies.values()), default=0.0)
-    floor = min(90, 10 * math.floor(lowest / 10))
+    floor = _floor(accuracies.values())
 
     def place(percent: float) -> float:
         return round(100 * (percent - floor) / (100 - floor), 2)

@@ -87,6 +87,8 @@ def render(findings: Findings) -> str:
         rows=_rows(findings),
         accuracies=charts.accuracy_spans(result.accuracy, ACCURACIES),
         latencies=None if findings.latency is None else charts.latency_spans(findings.latency, LATENCIES),
+        maps=_maps(result),
+        dots=_dots(findings),
         groups=groups,
         axes=sum(not bar.note for bars in groups.values() for bar in bars),
         cut=sum(bar.kept < bar.size for bars in groups.values() for bar in bars),
@@ -98,6 +100,28 @@ def render(findings: Findings) -> str:
         versions=versions(),
         comparison=findings.latency.comparisons[0] if findings.latency is not None else None,
     )
+
+
+def _maps(result: Result) -> list[tuple[charts.Map, charts.Map]]:
+    """Where MACs and parameters lie, dense beside pruned."""
+    before, after = result.network.cost_by_module(), result.network.cost_by_module(result.plan)
+    drawn = [
+        charts.cost_maps(
+            name,
+            {path: cost[place] for path, cost in before.items()},
+            {path: cost[place] for path, cost in after.items()},
+            numbers.count,
+        )
+        for place, name in enumerate(("MACs", "parameters"))
+    ]
+    return [pair for pair in drawn if pair is not None]
+
+
+def _dots(findings: Findings) -> tuple[charts.Dot, ...]:
+    measured = list(findings.result.accuracy.values())
+    if findings.latency is None or not measured:
+        return ()
+    return charts.tradeoff((measured[0], measured[-1]), findings.latency, LATENCIES)
 
 
 def write(findings: Findings, path: str | Path) -> Path:

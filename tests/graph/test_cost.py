@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import metaprune as mp
+from metaprune import zoo
 from metaprune.edits import Keep
 from metaprune.errors import ConfigError
 from metaprune.graph import Cost, trace
@@ -150,3 +152,16 @@ def test_the_batch_does_not_change_the_cost_of_a_sample():
     model = CASES["residual"].make()
     costs = {trace(model, torch.randn(batch, 3, 6, 6)).cost() for batch in (1, 2, 5)}
     assert len(costs) == 1
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet8", "vit_tiny", "cifar_mobilenet_v2"])
+def test_costs_of_modules_add_up_to_the_cost(name: str) -> None:
+    network = mp.trace(zoo.build(name), zoo.example_inputs(name))
+    plan = mp.plan(network, "macs=0.6")
+    for modules, cost in (
+        (network.cost_by_module(), network.cost()),
+        (network.cost_by_module(plan), network.cost_of(plan)),
+    ):
+        assert sum(macs for macs, _ in modules.values()) == pytest.approx(cost.macs)
+        assert sum(params for _, params in modules.values()) == pytest.approx(cost.params)
+        assert set(modules) <= {path for path, _ in network.model.named_modules()}

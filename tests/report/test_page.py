@@ -20,7 +20,8 @@ from metaprune.measure.accuracy import compare, of_hits
 from metaprune.measure.host import host
 from metaprune.measure.latency import Arm
 from metaprune.report import Findings, render, write
-from metaprune.report.charts import accuracy_spans, axis_bars, loss_curve
+from metaprune.report.charts import accuracy_spans, axis_bars, cost_maps, loss_curve, tradeoff
+from metaprune.report.numbers import count
 
 
 class Page(HTMLParser):
@@ -235,6 +236,35 @@ def test_bars_show_what_stays() -> None:
     assert (wide.kept, wide.filled, wide.width) == (16, 25.0, 100.0)
     assert (narrow.kept, narrow.filled, narrow.width) == (16, 100.0, 50.0)
     assert bars["head"][0].note == "the output"
+
+
+def test_maps_show_where_the_cost_lies_to_one_scale(findings: Findings) -> None:
+    page = Page(render(findings))
+    maps = [attributes for tag, attributes in page.tags if tag == "svg" and "101" in str(attributes.get("viewbox"))]
+    before, after = findings.result.before, findings.result.after
+    for name, dense, small in (("MACs", before.macs, after.macs), ("parameters", before.params, after.params)):
+        for which, amount in (("dense", dense), ("pruned", small)):
+            assert f"{name}, {which}: {count(amount)}" in page.text
+    assert len(maps) == 4
+    whole, rest = cost_maps("MACs", {"a.b": 300.0, "a.c": 100.0}, {"a.b": 50.0, "a.c": 50.0}, str) or ()
+    assert [tile.kept for tile in whole.tiles] == pytest.approx([1 / 6, 0.5])
+    assert whole.tiles[0].text == "a.b: 50.0 of 300.0 stay (17%)"
+    assert rest.side == pytest.approx(50)
+    assert cost_maps("MACs", {"a": 0.0}, {"a": 0.0}, str) is None
+    many = {f"layer{k % 3}.{k}": 1.0 + k for k in range(200)}
+    assert {tile.name for tile in cost_maps("MACs", many, many, str)[0].tiles} >= {"layer0.others", "layer1.199"}  # type: ignore[index]
+
+
+def test_a_network_is_a_dot_between_latency_and_accuracy(findings: Findings) -> None:
+    text = Page(render(findings)).text
+    assert "Accuracy over latency" in text
+    assert "Accuracy over latency" not in Page(render(replace(findings, latency=None))).text
+    accuracies = [of_hits(np.arange(100) < hits, "test") for hits in (95, 90)]
+    dense, small = tradeoff(accuracies, timing("faster", 0.5), ("dense", "pruned"))
+    assert (dense.text, small.text) == ("95.00 % at 1 ms", "90.00 % at 0.5 ms")
+    assert dense.left < dense.x < dense.right
+    assert small.low < small.y < dense.y < dense.high
+    assert small.x == pytest.approx(dense.x / 2, abs=0.01)
 
 
 def test_a_curve_needs_two_epochs() -> None:
