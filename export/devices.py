@@ -212,7 +212,10 @@ def settings_for(
         except BudgetError:
             if alignment == 1 or round_to is not None:
                 raise
-            notes.append(f"Sizes in multiples of {alignment}, as {device.name} likes them, cannot reach {combined}.")
+            way = " Residual branches that leave whole keep it (--allocator laptop)." if network.blocks else ""
+            notes.append(
+                f"Sizes in multiples of {alignment}, as {device.name} likes them, cannot reach {combined}.{way}"
+            )
             alignment = max(1, alignment // 2)
         else:
             return Settings(budget=combined, round_to=alignment, precision=device.precision, notes=tuple(notes))
