@@ -3,10 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/verdicts.py --trials 100 --load 1    # A/A with a second process at work
     OMP_NUM_THREADS=1 python benchmarks/verdicts.py --trials 100 --slower 0.1   # on a quiet machine
 
-The slower file is the same network with so many more layers that its calls take a tenth longer; what that is in truth is
-measured once, beforehand and at length. A verdict is wrong if it is `faster` or `slower` of a file against itself, or
-names the wrong side of the slower one. `no difference` of the slower file is wrong too; `too noisy` is never wrong, but
-decides nothing. Prints one JSON line.
+The slower file is the same network with more layers; how much longer it takes in truth is measured once, beforehand and
+at length. A verdict is wrong if it is `faster` or `slower` of a file against itself, or anything but `slower` of the
+slower one; `too noisy` is never wrong, but decides nothing. Prints one JSON line.
 """
 
 import argparse
