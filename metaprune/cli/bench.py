@@ -1,6 +1,7 @@
 """``metaprune bench``: which of several ONNX files is faster on this machine, by how much, and how sure that is."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,8 @@ from metaprune.cli.options import AsJson, Debug
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from metaprune.measure import Node
+
 
 def bench(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="ONNX files, the one to compare with first.")],
@@ -20,6 +23,9 @@ def bench(
     seconds: Annotated[float, typer.Option(metavar="S", help="Time of measuring at least. [4]")] = 4.0,
     limit: Annotated[float, typer.Option(metavar="S", help="Time of measuring at most. [60]")] = 60.0,
     memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Also measure load time and memory.")] = True,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also show where the time of the files goes, node by node.")
+    ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the order and the inputs. [0]")] = 0,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -33,6 +39,7 @@ def bench(
     from metaprune.cli.screen import Screen
     from metaprune.errors import ResourceError
     from metaprune.measure import latency as time_files
+    from metaprune.measure import profile as look_inside
     from metaprune.report import numbers
 
     screen = Screen(as_json)
@@ -56,6 +63,10 @@ def bench(
                 ),
                 (),
             )  # fmt: skip
+        nodes = []
+        if profile:
+            watch.step("Timing every node")
+            nodes = [look_inside(file, batch=batch, threads=threads, seed=seed) for file in files]
     names = [_name(file) for file in files]
     if len(set(names)) < len(names):
         names = list(files)  # two folders with a model.onnx each
@@ -65,6 +76,7 @@ def bench(
         seconds={"total": round(time.perf_counter() - start, 3)},
         latency=speed.to_json(),
         memory=[one.to_json() for one in weights],
+        profile=[[node.to_json() for node in of_file] for of_file in nodes],
     )
 
     def draw(console: "Console") -> None:
@@ -73,7 +85,7 @@ def bench(
 
         table = Table(box=None, padding=(0, 2, 0, 0))
         table.add_column("file", overflow="fold")
-        for name in ("median", "95th", "size", "memory") if weights else ("median", "95th"):
+        for name in ("median", "95th", "size", "load", "memory") if weights else ("median", "95th"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("against the first", no_wrap=True)
         for k, arm in enumerate(speed.arms):
@@ -84,7 +96,8 @@ def bench(
             own = []
             if weights:
                 peak = weights[k].peak
-                own = [numbers.size(weights[k].size.value), "-" if peak is None else numbers.size(peak.value)]
+                load = f"{weights[k].load.value:.1f} ms"
+                own = [numbers.size(weights[k].size.value), load, "-" if peak is None else numbers.size(peak.value)]
             cells = [numbers.milliseconds(arm.p50.value), numbers.milliseconds(arm.p95.value), *own]
             table.add_row(Text(arm.file), *cells, against)
         console.print(table)
@@ -95,6 +108,8 @@ def bench(
                 f"{speed.runtime}. The first file against itself: {control}."
             )
         )
+        for name, of_file in zip(names, nodes):
+            _draw_nodes(name, of_file, console)
         for name, one in zip(names[1:], speed.comparisons):
             said = _SAID[one.verdict]
             console.print(Text.assemble(f"{name}: ", said, f", {one.reason}."))
@@ -107,12 +122,29 @@ def bench(
     return ResourceError.exit_code
 
 
+_SHOWN = 10
 _SAID = {
     "faster": ("faster", "green"),
     "slower": ("slower", "red"),
     "no difference": ("no difference", "cyan"),
     "too noisy": ("too noisy to tell", "yellow"),
 }
+
+
+def _draw_nodes(name: str, nodes: "Sequence[Node]", console: "Console") -> None:
+    """The slowest nodes; those that could run on blocks of channels and do not are marked."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), title=Text(f"Slowest nodes of {name}", "bold"), title_justify="left")
+    for title in ("node", "operator", "time", "share", "output"):
+        table.add_column(title, justify="right" if title in ("time", "share") else "left", overflow="fold")
+    for node in sorted(nodes, key=lambda node: -node.time.value)[:_SHOWN]:
+        plain = node.operator in ("Conv", "FusedConv") and not node.blocked
+        shape = "x".join(map(str, node.outputs[0])) if node.outputs else ""
+        told = Text(node.operator + (" (not in blocks)" if plain else ""), "yellow" if plain else "")
+        table.add_row(Text(node.name), told, f"{node.time.value:.0f} us", f"{node.share:.0%}", shape)
+    console.print(table)
 
 
 def _name(file: str) -> str:

@@ -5,6 +5,7 @@ from metaprune.measure.distortion import distortion, output_error
 from metaprune.measure.host import Host, host
 from metaprune.measure.latency import Arm, Comparison, Latency, latency
 from metaprune.measure.memory import Memory, memory
+from metaprune.measure.profile import Node, profile
 from metaprune.measure.quantity import Label, Quantity
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Label",
     "Latency",
     "Memory",
+    "Node",
     "Paired",
     "Quantity",
     "Split",
@@ -25,4 +27,5 @@ __all__ = [
     "latency",
     "memory",
     "output_error",
+    "profile",
 ]

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def main() -> None:
     """Read the job, do it, answer."""
     job = json.load(sys.stdin)
     try:
-        answer = weigh(job) if job["kind"] == "memory" else clock(job)
+        answer = {"memory": weigh, "latency": clock, "profile": look_inside}[job["kind"]](job)
     except Refused as refusal:
         answer = {"refused": str(refusal)}
     print(json.dumps(answer), flush=True)
@@ -95,11 +96,40 @@ def weigh(job: dict[str, Any]) -> dict[str, Any]:
     return {"load_ms": load_ms, "base_bytes": base, "peak_bytes": peak, "runtime": runtime_version()}
 
 
-def load(path: str, job: dict[str, Any]) -> Any:
+def look_inside(job: dict[str, Any]) -> dict[str, Any]:
+    """Times of every node over a number of calls, as onnxruntime tells them; calls before the last ones warm up."""
+    pin()
+    (path,) = job["paths"]
+    with tempfile.TemporaryDirectory(prefix="metaprune-") as folder:
+        session = load(path, job, profile=f"{folder}/profile")
+        feeds = feeds_of(session, path, job)
+        first_call(session, feeds, path)
+        for _ in range(job["rounds"] + 10):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    calls: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        told = event["args"]
+        name = event["name"].removesuffix("_kernel_time")
+        node = calls.setdefault(told["node_index"], {"name": name, "operator": told["op_name"], "us": []})
+        node["us"].append(event["dur"])
+        node["inputs"] = [shape for port in told.get("input_type_shape", ()) for shape in port.values()]
+        node["outputs"] = [shape for port in told.get("output_type_shape", ()) for shape in port.values()]
+    return {
+        "nodes": [{**node, "us": node["us"][-job["rounds"] :]} for node in calls.values()],
+        "runtime": runtime_version(),
+    }
+
+
+def load(path: str, job: dict[str, Any], profile: str | None = None) -> Any:
     """A session on the processor alone: other providers would be another device under the same name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     options.intra_op_num_threads = job["threads"]
     options.inter_op_num_threads = 1
     options.log_severity_level = 4

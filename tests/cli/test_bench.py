@@ -45,6 +45,17 @@ def test_a_machine_too_noisy_for_a_verdict_ends_with_7(result_folder: Path, monk
     assert "too noisy to tell, a test says so" in done.out
 
 
+def test_nodes_are_shown_on_demand(result_folder: Path) -> None:
+    file = result_folder / "model.onnx"
+    told = command("bench", file, *QUICK, "--no-memory", "--profile", "--json").json
+    (nodes,) = told["profile"]
+    assert {"Conv", "Gemm"} <= {node["operator"] for node in nodes}
+    done = command("bench", file, *QUICK, "--profile")
+    assert "Slowest nodes of model.onnx" in done.out
+    assert "load" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
