@@ -194,7 +194,7 @@ class Campaign:
                 self._propose()
             else:
                 self._let_climb(number)
-            trial = queue.claim(self._most() if number == 0 else None)
+            trial = queue.claim(self._stop.trials if number == 0 else None)
             if trial is not None:
                 return Job(number, trial, trial.user_attrs["key"], self.config(trial.params))
             if not self.ended(number):
@@ -204,13 +204,15 @@ class Campaign:
     @property
     def over(self) -> bool:
         """Nothing is left to do."""
+        for queue in self.queues:
+            queue.trials()
         return all(self.ended(number) for number in range(len(self.queues)))
 
     def ended(self, number: int) -> bool:
-        """Whether nothing more happens on this rung."""
+        """Whether nothing more happens on this rung, as far as was seen."""
         if number == 0 and self.closed is None:
             return False
-        tasks = self.queues[number].tasks()
+        tasks = self.queues[number].tasks(seen=True)
         missing = number > 0 and not set(self._climbing(number)) <= set(tasks)
         return not missing and all(task.settled for task in tasks.values())
 
@@ -223,34 +225,34 @@ class Campaign:
         """Propose no further trial; what was filed goes on, and climbs."""
         self.queues[0].study.set_user_attr(CLOSED, why)
 
-    def _most(self) -> int:
-        return int(self._stop().trials)
-
+    @property
     def _stop(self) -> Stop:
         return Stop(**self.queues[0].study.user_attrs.get(STOP, asdict(self.settings.stop)))
 
     def _propose(self) -> None:
         """File a new trial, unless one waits, or it is time to stop."""
-        tasks = self.queues[0].tasks()
-        if any(task.state == "waiting" for task in tasks.values()) or self.closed is not None:
+        tasks = self.queues[0].tasks(seen=True)
+        if any(task.state == "waiting" for task in tasks.values()):
             return
-        why = self._reason_to_stop(tasks)
+        attrs = self.queues[0].study.user_attrs
+        if attrs[CLOSED] is not None:
+            return
+        why = self._reason_to_stop(tasks, Stop(**attrs[STOP]), attrs[BEGAN])
         if why is None:
             found = self._proposal(tasks)
             if found is not None:
-                params, attrs = found
-                self.queues[0].add(self.key(params), params, self.distributions, SAMPLER, attrs)
+                params, remembered = found
+                self.queues[0].add(self.key(params), params, self.distributions, SAMPLER, remembered)
                 return
             why = "no choice was found that had not been tried"
         self.close(why)
 
-    def _reason_to_stop(self, tasks: Mapping[str, Task]) -> str | None:
-        stop = self._stop()
+    def _reason_to_stop(self, tasks: Mapping[str, Task], stop: Stop, began: float) -> str | None:
         if len(tasks) >= stop.trials:
             return f"{stop.trials} trials"
         if stop.evaluations is not None and self._evaluations(len(self.queues)) >= stop.evaluations:
             return f"{stop.evaluations} evaluations"
-        if stop.seconds is not None and time.time() - self.queues[0].study.user_attrs[BEGAN] > stop.seconds:
+        if stop.seconds is not None and time.time() - began > stop.seconds:
             return f"{stop.seconds:g} s"
         done = sorted((task for task in tasks.values() if self._feasible(task)), key=_completed)
         if stop.plateau is not None and unchanged(self._losses(done, 0)) >= stop.plateau:
@@ -258,7 +260,7 @@ class Campaign:
         return None
 
     def _evaluations(self, rungs: int) -> int:
-        return sum(task.settled for queue in self.queues[:rungs] for task in queue.tasks().values())
+        return sum(task.settled for queue in self.queues[:rungs] for task in queue.tasks(seen=True).values())
 
     def _proposal(self, tasks: Mapping[str, Task]) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Parameters that were not tried yet, and what the sampler wants to remember of them."""
@@ -295,7 +297,7 @@ class Campaign:
     def _let_climb(self, number: int) -> None:
         if not self.ended(number - 1):
             return
-        there = self.queues[number].tasks()
+        there = self.queues[number].tasks(seen=True)
         for key, (params, origin) in self._climbing(number).items():
             if key not in there:
                 self.queues[number].add(key, params, self.distributions, origin)
@@ -305,7 +307,7 @@ class Campaign:
 
         Beside each trial, some plain allocators at the same budget climb, so that its gain can be told there too.
         """
-        below = [task for task in self.queues[number - 1].tasks().values() if self._feasible(task)]
+        below = [task for task in self.queues[number - 1].tasks(seen=True).values() if self._feasible(task)]
         chosen = best(self._losses(below, number - 1), self.settings.rungs[number].climbing(len(below)))
         found: dict[str, tuple[dict[str, Any], str]] = {}
         for task in (below[row] for row in chosen):
@@ -315,8 +317,8 @@ class Campaign:
                 budget = {"budget": params["budget"]} if "budget" in params else {}
                 sibling = self._params(allocator=name, **budget)
                 found.setdefault(self.key(sibling), (sibling, name))
-        stop = self._stop()
-        left = len(found) if stop.evaluations is None else max(0, stop.evaluations - self._evaluations(number))
+        most = self._stop.evaluations
+        left = len(found) if most is None else max(0, most - self._evaluations(number))
         return dict(list(found.items())[:left])
 
     # ---- what was found ----------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 All trials of a rung look at the same images and draw the same random numbers, so that their differences are their own.
 """
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -20,9 +19,9 @@ from metaprune.allocate import Problem
 from metaprune.data import Dataset
 from metaprune.errors import BudgetError, ConfigError, VerificationError
 from metaprune.export import export
+from metaprune.export.to_onnx import weights_hash
 from metaprune.files import write_atomically
 from metaprune.graph import Network, trace
-from metaprune.graph.twin import named_tensors
 from metaprune.measure import latency
 from metaprune.measure.accuracy import Accuracy, accuracy, compare
 from metaprune.pipeline import (
@@ -84,12 +83,7 @@ class Laboratory:
     @property
     def about(self) -> dict[str, str]:
         """Fingerprints of what is judged and by what."""
-        weights = hashlib.sha256()
-        for name, tensor in sorted(named_tensors(self.subject.module).items()):
-            weights.update(
-                name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
-        return {"network": weights.hexdigest()[:20], "data": self.data.fingerprint[:20]}
+        return {"network": weights_hash(self.subject.module)[:20], "data": self.data.fingerprint[:20]}
 
     def __call__(self, key: str, config: Mapping[str, Any], rung: int) -> dict[str, Any]:
         """What this configuration gives on a rung; from the results where it is known."""

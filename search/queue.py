@@ -1,9 +1,10 @@
 """Tasks that are never lost: trials of one Optuna study, each with all of its parameters from the start.
 
-A task is known by a key, the hash of what is to be done. A worker writes its lease, claims a waiting trial by Optuna's
-compare-and-swap, and renews the lease while it works. Whoever finds a lease that has run out, or whose process is gone,
-fails the trial and files the task again. Every step may be the last one of a killed process, and any number of workers
-may take it: what is missing is added by the next, and what is there twice is dropped when it is claimed.
+A task is known by a key, the hash of what is to be done. A worker says that it wants a waiting trial, claims it by
+Optuna's compare-and-swap, writes its lease, and renews that while it works. Whoever finds a lease that has run out, or
+whose process is gone, fails the trial and files the task again. Every step may be the last one of a killed process, and
+any number of workers may take it: what is missing is added by the next, and what is there twice is dropped when it is
+claimed.
 """
 
 import os
@@ -23,6 +24,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 LEASE = "metaprune:lease"
+WANTED = "metaprune:wanted:"  # and the name of a worker: between a claim and its lease a kill must leave a trace
 KEY, ORIGIN, RESULT = "key", "origin", "result"
 FAILURE, DROPPED, RELEASED = "failure", "dropped", "released"  # why a trial failed; without any, its worker died
 RETRIES = 3
@@ -116,10 +118,15 @@ class Worker:
 
 def _dead(trial: FrozenTrial, patience_s: float) -> bool:
     """Whether nobody works on a running trial any more."""
-    lease = trial.system_attrs.get(LEASE)
-    if lease is None:
+    attrs = trial.system_attrs
+    leases = [attrs[LEASE]] if LEASE in attrs else [attrs[name] for name in attrs if name.startswith(WANTED)]
+    if not leases:
         begun = trial.datetime_start
         return begun is None or time.time() - begun.timestamp() > patience_s
+    return all(_over(lease, patience_s) for lease in leases)
+
+
+def _over(lease: Mapping[str, Any], patience_s: float) -> bool:
     if lease["place"] is not None and lease["place"] == _place() and _began(lease["pid"]) != lease["began"]:
         return True
     return bool(time.time() - lease["beat"] > patience_s)
@@ -157,6 +164,7 @@ class Queue:
     study: Study
     worker: Worker = field(default_factory=Worker.here)
     lease_s: float = LEASE_S
+    _seen: list[FrozenTrial] = field(default_factory=list, init=False, repr=False)
 
     @cached_property
     def number(self) -> int:
@@ -165,11 +173,12 @@ class Queue:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials; they are not to be changed."""
-        return self.storage.get_all_trials(self.number, deepcopy=False)
+        self._seen[:] = self.storage.get_all_trials(self.number, deepcopy=False)
+        return list(self._seen)
 
-    def tasks(self) -> dict[str, Task]:
-        """All tasks, by key."""
-        return tasks_of(self.trials())
+    def tasks(self, *, seen: bool = False) -> dict[str, Task]:
+        """All tasks, by key; those that were `seen` last where that will do, because a database takes its time."""
+        return tasks_of(self._seen if seen and self._seen else self.trials())
 
     def add(
         self,
@@ -188,6 +197,7 @@ class Queue:
             system_attrs=dict(system_attrs or {}),
         )
         self.storage.create_new_trial(self.number, template_trial=trial)
+        self._seen.clear()
 
     def claim(self, most: int | None = None) -> FrozenTrial | None:
         """A waiting trial that is now this worker's, or None.
@@ -195,17 +205,15 @@ class Queue:
         Args:
             most: Tasks beyond so many are dropped: several workers may have filed the last one.
         """
-        for trial in self.trials():
-            if trial.state != TrialState.WAITING:
-                continue
+        for trial in _waiting(self._seen) or _waiting(self.trials()):
             with suppress(UpdateFinishedTrialError):
-                # The lease goes first: between a claim and its lease a kill would leave a trial that nobody has.
-                self.storage.set_trial_system_attr(trial._trial_id, LEASE, self.worker.lease())
+                lease = self.worker.lease()
+                self.storage.set_trial_system_attr(trial._trial_id, f"{WANTED}{self.worker.name}", lease)
                 if not self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                     continue
-                self.storage.set_trial_system_attr(trial._trial_id, LEASE, self.worker.lease())
+                self.storage.set_trial_system_attr(trial._trial_id, LEASE, lease)
                 if not self._surplus(trial, most):
-                    return self.storage.get_trial(trial._trial_id)
+                    return trial
                 self._fail(trial._trial_id, DROPPED, "filed twice")
         return None
 
@@ -229,15 +237,13 @@ class Queue:
         self, trial: FrozenTrial, values: Sequence[float], constraints: Mapping[str, float], result: Mapping[str, Any]
     ) -> bool:
         """Write what came out, constraints before the values; False, and nothing is told, where the trial was taken."""
-        attrs = self.storage.get_trial(trial._trial_id).system_attrs
-        if attrs.get(LEASE, {}).get("owner") != self.worker.name:
-            return False
         try:
             told = Trial(self.study, trial._trial_id)
             for name, value in constraints.items():
                 told.set_constraint(name, value)
             self.storage.set_trial_user_attr(trial._trial_id, RESULT, dict(result))
             self.storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [float(v) for v in values])
+            self._seen.clear()
         except UpdateFinishedTrialError:
             return False
         return True
@@ -256,6 +262,7 @@ class Queue:
             if mark is not None:
                 self.storage.set_trial_user_attr(number, mark, why)
             self.storage.set_trial_state_values(number, TrialState.FAIL)
+            self._seen.clear()
             return True
         return False
 
@@ -272,16 +279,21 @@ class Queue:
 
     def file_again(self) -> list[str]:
         """File every lost task once more; a second time changes nothing."""
-        lost = [task for task in self.tasks().values() if task.state == "lost"]
+        lost = [task for task in self.tasks(seen=True).values() if task.state == "lost"]
         for task in lost:
-            own = {name: value for name, value in task.trial.system_attrs.items() if name != LEASE}
             origin = task.trial.user_attrs.get(ORIGIN, "")
-            self.add(task.key, task.trial.params, task.trial.distributions, origin, _without_constraints(own))
+            self.add(task.key, task.trial.params, task.trial.distributions, origin, _of_sampler(task.trial))
         return [task.key for task in lost]
 
 
-def _without_constraints(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in attrs.items() if not name.startswith("constraints")}
+def _waiting(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state == TrialState.WAITING]
+
+
+def _of_sampler(trial: FrozenTrial) -> dict[str, Any]:
+    """What a sampler wanted to remember of a trial."""
+    ours = (LEASE, WANTED, "constraints")
+    return {name: value for name, value in trial.system_attrs.items() if not name.startswith(ours)}
 
 
 class Keeper:

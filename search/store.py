@@ -119,6 +119,14 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         ) from error
 
 
+def close(storage: BaseStorage) -> None:
+    """Let go of connections to a database; a journal needs nothing."""
+    storage.remove_session()
+    engine = getattr(getattr(storage, "_backend", storage), "engine", None)
+    if engine is not None:
+        engine.dispose()
+
+
 def disk_problem(error: OSError, folder: Path) -> InputError | ResourceError:
     """What an error of the file system means for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -237,7 +237,7 @@ def test_no_transaction_a_choice(tmp_path: Path) -> None:
     before = (tmp_path / "journal.log").read_text().count("\n")
     job = campaign.next()
     assert isinstance(job, Job)
-    assert (tmp_path / "journal.log").read_text().count("\n") - before == 4  # filed, leased, claimed, leased
+    assert (tmp_path / "journal.log").read_text().count("\n") - before == 4  # filed, wanted, claimed, leased
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
