@@ -28,7 +28,13 @@ def _several(value: Any) -> Any:
     return value if isinstance(value, list | tuple | Mapping) else (value,)
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
+def _names(value: Any) -> Any:
+    """Texts; YAML reads the word `off` as a falsehood."""
+    several = _several(value)
+    return several if isinstance(several, Mapping) else tuple("off" if name is False else name for name in several)
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_several)]
 Integers = Annotated[tuple[int, ...], BeforeValidator(_several)]
 
@@ -234,7 +240,7 @@ class Settings:
         accelerator: ``auto``, ``cpu`` or ``cuda``.
         storage: Address of a database or proxy; None for a journal in the folder.
         lease: Seconds after which a worker of another machine that was not heard of counts as dead.
-        workers: Processes that are started here.
+        workers: Processes that work here; 0 leaves all work to others.
         children: At most so many runs in MLflow.
         networks: At most so many networks of the front are written, exported and checked.
     """
@@ -275,7 +281,7 @@ class Settings:
                 )
         if not self.rungs:
             raise ConfigError("`rungs` must hold at least one fidelity, but it is empty.")
-        for name, least in (("calibration", 1), ("seed", 0), ("lease", 1), ("workers", 1), ("networks", 0)):
+        for name, least in (("calibration", 1), ("seed", 0), ("lease", 1), ("workers", 0), ("networks", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"`{name} >= {least}` must hold, but {name}={getattr(self, name)}.")
         if not 1 <= self.children <= 100:

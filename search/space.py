@@ -1,6 +1,6 @@
 """What a campaign may choose from, and what it can cost, before anything runs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +113,11 @@ class Space:
             "branches": list(self.branches),
             "configurations_log10": round(_log10(len(axis["levels"]) for axis in axes), 1),
             "choices": {
-                "budget": list(choices.budgets) if not isinstance(choices.budget, dict) else dict(choices.budget),
+                "budget": (
+                    {name: list(ends) for name, ends in choices.budget.items()}
+                    if isinstance(choices.budget, Mapping)
+                    else list(choices.budget)
+                ),
                 **{
                     name: list(getattr(choices, name))
                     for name in ("criterion", "allocator", "metanet", "recovery", "round_to", "floor")

@@ -35,4 +35,4 @@ def answer(command: str, **found: Any) -> dict[str, Any]:
 
 def schema(command: str) -> str:
     """The JSON Schema of a verb's answer, as text; that of failed commands is called ``error``."""
-    return (files("metaprune.cli") / "schema" / f"{command}.json").read_text(encoding="utf-8")
+    return (files("metaprune.cli") / "schema" / f"{command.replace(' ', '-')}.json").read_text(encoding="utf-8")

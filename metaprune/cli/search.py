@@ -10,7 +10,10 @@ CONFIG = "A YAML file, or the name of a shipped one (`metaprune list configs`), 
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG)]
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="Of a campaign.")]
-Workers = Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes on this machine. [the config's]")]
+Workers = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=0, help="Processes on this machine; 0 leaves all work to others. [the config's]"),
+]
 Storage = Annotated[
     str | None,
     typer.Option(metavar="URL", help="postgresql://…, grpc://HOST:PORT, … [a journal in the folder]"),

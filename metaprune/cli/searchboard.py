@@ -130,7 +130,9 @@ def draw_space(told: Mapping[str, Any], console: "Console") -> None:
         console.print(f"Branches that may leave: {', '.join(told['branches'])}.")
     console.print()
     for name, values in told["choices"].items():
-        console.print(f"{name:<11}{', '.join(map(str, values))}" if isinstance(values, list) else f"{name:<11}{values}")
+        if isinstance(values, dict):  # a range of budgets
+            values = [f"{quantity} from {low:g} to {high:g}" for quantity, (low, high) in values.items()]
+        console.print(f"{name:<11}{', '.join(map(str, values))}")
     console.print()
     ranges = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     for name in ("cost", "least", "", "dense"):

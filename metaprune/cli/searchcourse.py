@@ -101,7 +101,7 @@ def begin(config: str, out: str | None, force: bool, order: Order) -> int:
     """`metaprune search run`."""
     settings = _read(config, workers=order.workers, storage=order.storage, stop=order.stop)
     folder = Path(out) if out else Path("runs") / f"search-{settings.name}"
-    return _course(settings, folder, order, force=force, resume=False)
+    return _course(settings, folder, order, COMMAND, force=force)
 
 
 def go_on(folder: str, order: Order) -> int:
@@ -110,7 +110,7 @@ def go_on(folder: str, order: Order) -> int:
     changed = {**asdict(settings), "stop": {**asdict(settings.stop), **order.stop}}
     if order.workers is not None:
         changed["workers"] = order.workers
-    return _course(_settings(changed), Path(folder), order, force=False, resume=True)
+    return _course(_settings(changed), Path(folder), order, "search resume", resume=True)
 
 
 def show_status(folder: str, as_json: bool) -> int:
@@ -224,7 +224,9 @@ def standing(campaign: Campaign, folder: Path) -> dict[str, Any]:
 # ---- the whole way ---------------------------------------------------------------------------------------------------
 
 
-def _course(settings: Settings, folder: Path, order: Order, *, force: bool, resume: bool) -> int:
+def _course(
+    settings: Settings, folder: Path, order: Order, command: str, *, force: bool = False, resume: bool = False
+) -> int:
     screen, began = Screen(order.as_json), time.perf_counter()
     again = shlex.join(["metaprune", "search", "resume", str(folder)])
     options = {**json.loads(json.dumps(settings.deciding)), "name": settings.name}
@@ -249,9 +251,10 @@ def _course(settings: Settings, folder: Path, order: Order, *, force: bool, resu
             watch.step("Measuring the dense network")
             laboratory.dense()
             watch.end()
-            with _workers(folder, settings.workers - 1), Board(screen, campaign) as board:
-                work(campaign, laboratory, board.told, board.draw)
-            told = _tell(campaign, laboratory, folder, watch, COMMAND)
+            if settings.workers > 0:
+                with _workers(folder, settings.workers - 1), Board(screen, campaign) as board:
+                    work(campaign, laboratory, board.told, board.draw)
+            told = _tell(campaign, laboratory, folder, watch, command)
             if order.track:
                 watch.step("Tracking")
                 write_runs(tracked, campaign, folder, files_of(folder))

@@ -49,7 +49,9 @@ def test_help_comes_in_300_ms() -> None:
     assert fastest("--help") < 0.3
 
 
-@pytest.mark.parametrize("words", [["--help"], ["prune", "--help"], ["metatrain", "--help"], ["--version"], []])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["prune", "--help"], ["metatrain", "--help"], ["search", "run", "--help"], ["--version"], []]
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
         "import sys\n"
@@ -72,18 +74,19 @@ def test_help_fits_into_80_columns(verb: str) -> None:
 
 def test_verbs_are_those_promised() -> None:
     promised = {"demo", "inspect", "prune", "metatrain", "export", "validate", "bench", "ui", "list", "doctor"}
-    assert set(app_verbs()) == promised
+    searches = {"space", "run", "resume", "status", "worker", "sync", "export"}
+    assert set(app_verbs()) == promised | {f"search {verb}" for verb in searches}
 
 
 @pytest.mark.parametrize("verb", [verb for verb in app_verbs() if verb != "ui"])
 def test_every_verb_speaks_json_and_has_a_schema(verb: str) -> None:
-    assert "--json" in command(verb, "--help").out
+    assert "--json" in command(*verb.split(), "--help").out
     jsonschema.Draft202012Validator.check_schema(json.loads(schema(verb)))
 
 
 def test_schemas_are_of_verbs_alone() -> None:
     shipped = {path.stem for path in (Path(doctor_module.__file__).parent / "schema").iterdir()}
-    assert shipped == {*app_verbs(), "error"} - {"ui"}
+    assert shipped == {*(verb.replace(" ", "-") for verb in app_verbs()), "error"} - {"ui"}
 
 
 def test_flags_of_prune_are_the_keys_of_a_recipe() -> None:
