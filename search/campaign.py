@@ -24,7 +24,7 @@ from metaprune.errors import ConfigError, InputError
 from metaprune.search.pareto import Numbers, Point, best, ranks, unchanged
 from metaprune.search.queue import ORIGIN, Queue, Task, Worker
 from metaprune.search.results import digest
-from metaprune.search.settings import DIRECTIONS, Settings, Stop
+from metaprune.search.settings import DIRECTIONS, Settings, Stop, sign_of
 
 ABOUT, STOP, BEGAN, CLOSED = "metaprune", "metaprune:stop", "metaprune:began", "metaprune:closed"
 REFERENCES = ("rd", "uniform", "global")  # allocators that what climbs is held against
@@ -327,7 +327,7 @@ class Campaign:
         return task.state == "done" and all(value <= 0 for value in task.trial.constraints.values())
 
     def _losses(self, tasks: Sequence[Task], number: int) -> Numbers:
-        signs = [1.0 if _direction(goal) == "minimize" else -1.0 for goal in goals(self.settings, number)]
+        signs = [sign_of(goal) for goal in goals(self.settings, number)]
         return np.array([task.trial.values for task in tasks], np.float64).reshape(len(tasks), len(signs)) * signs
 
     def points(self, number: int) -> list[Point]:
@@ -338,7 +338,7 @@ class Campaign:
             task.key for task, rank in zip(feasible, ranks(self._losses(feasible, number)).tolist()) if rank == 0
         }  # fmt: skip
         first, references = goals(self.settings, number)[0], self._references(done)
-        sign = 1.0 if _direction(first) == "maximize" else -1.0
+        sign = -sign_of(first)
         found = []
         for task in done:
             config, metrics = self.config(task.trial.params), task.result["metrics"]
@@ -376,7 +376,7 @@ class Campaign:
 
     def spread(self, points: Sequence[Point], count: int) -> list[Point]:
         """So many of the points of one front, far from each other."""
-        signs = [1.0 if _direction(goal) == "minimize" else -1.0 for goal in self.settings.objectives]
+        signs = [sign_of(goal) for goal in self.settings.objectives]
         losses = [
             [sign * point.metrics.get(goal, 0.0) for sign, goal in zip(signs, self.settings.objectives)]
             for point in points

@@ -70,6 +70,50 @@ def unchanged(losses_NG: Numbers) -> int:
     return since
 
 
+def volume(losses_NG: Numbers, reference_G: Numbers) -> float:
+    """The part of space below `reference_G` that some row beats: what a front is worth as one number.
+
+    >>> volume(np.array([[1.0, 2.0], [2.0, 1.0]]), np.array([3.0, 3.0]))
+    3.0
+    """
+    inside_NG = losses_NG[(losses_NG < reference_G).all(axis=1)]
+    if not len(inside_NG):
+        return 0.0
+    if losses_NG.shape[1] == 1:
+        return float(reference_G[0] - inside_NG.min())
+    # Slabs along the last objective: within each, the same rows count.
+    inside_NG = inside_NG[np.argsort(inside_NG[:, -1], kind="stable")]
+    heights = np.diff(np.append(inside_NG[:, -1], reference_G[-1]))
+    return float(
+        sum(
+            height * volume(inside_NG[: row + 1, :-1], reference_G[:-1])
+            for row, height in enumerate(heights.tolist())
+            if height > 0
+        )
+    )
+
+
+def progress(losses_NG: Numbers) -> list[float]:
+    """What the front was worth after each row, as a share of what it is worth in the end.
+
+    >>> progress(np.array([[3.0], [4.0], [1.0]]))
+    [0.5, 0.5, 1.0]
+    """
+    if not len(losses_NG):
+        return []
+    low_G, high_G = losses_NG.min(axis=0), losses_NG.max(axis=0)
+    scaled_NG = (losses_NG - low_G) / np.where(high_G > low_G, high_G - low_G, 1.0)
+    rim_G = np.full(losses_NG.shape[1], 1.0 + 1.0 / len(losses_NG))  # the worst of an objective is worth something too
+    found, front = [], np.empty((0, losses_NG.shape[1]))
+    whole = volume(scaled_NG, rim_G)
+    for row_G in scaled_NG:
+        if not (front <= row_G).all(axis=1).any():
+            front = np.vstack([front[~(row_G <= front).all(axis=1)], row_G])
+            worth = round(volume(front, rim_G) / whole, 3)
+        found.append(worth)
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One network that was evaluated.

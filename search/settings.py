@@ -39,6 +39,11 @@ Numbers = Annotated[tuple[float, ...], BeforeValidator(_several)]
 Integers = Annotated[tuple[int, ...], BeforeValidator(_several)]
 
 
+def sign_of(goal: str) -> float:
+    """What makes a goal one that is to be small: -1 for those that are to be large."""
+    return -1.0 if DIRECTIONS.get(goal) == "maximize" else 1.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choices:
     """What the outer study chooses between; the first value of each is what baselines take.

@@ -6,13 +6,12 @@ later, or twice: what is there is found by its key.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from metaprune.search.campaign import Campaign, goals
-from metaprune.search.pareto import Point, best
-from metaprune.search.settings import DIRECTIONS, Settings
+from metaprune.search.pareto import Numbers, Point, best, progress
+from metaprune.search.settings import sign_of
 from metaprune.tracking import Tracker
 
 TAG = "metaprune.campaign"
@@ -65,16 +64,21 @@ def write(tracked: Tracker, campaign: Campaign, folder: Path, networks: Mapping[
 
 def history(campaign: Campaign) -> list[tuple[int, int, dict[str, float]]]:
     """What was known after each trial of the first rung: step, time in ms, values."""
-    first = goals(campaign.settings, 0)[0]
-    sign = -_sign(first)
-    points = [point for point in campaign.points(0) if point.feasible]
-    points.sort(key=lambda point: point.finished_ms)
-    found, top = [], -np.inf
-    for step, point in enumerate(points, 1):
-        top = max(top, sign * point.metrics[first])
-        values = {f"search/best_{first}": sign * top, f"search/{first}": point.metrics[first], "search/trials": step}
-        found.append((step, point.finished_ms, values))
-    return found
+    names = goals(campaign.settings, 0)
+    points = sorted((point for point in campaign.points(0) if point.feasible), key=lambda point: point.finished_ms)
+    losses = _losses(names, points)
+    worth, best_so_far = progress(losses), np.minimum.accumulate(losses, axis=0)
+    return [
+        (
+            step,
+            point.finished_ms,
+            {
+                "search/front": worth[step - 1],
+                **{f"search/best_{name}": sign_of(name) * best_so_far[step - 1, k] for k, name in enumerate(names)},
+            },
+        )
+        for step, point in enumerate(points, 1)
+    ]
 
 
 def children(campaign: Campaign) -> list[Point]:
@@ -95,7 +99,7 @@ def children(campaign: Campaign) -> list[Point]:
     rest = [point for point in pool if point not in front and point not in plain]
     most = campaign.settings.children
     first = [*front, *plain][:most]
-    return first + [rest[row] for row in best(_losses(campaign.settings, rest), most - len(first))]
+    return first + [rest[row] for row in best(_losses(campaign.settings.objectives, rest), most - len(first))]
 
 
 def aliases(front: Sequence[Point], goal: str) -> dict[str, str]:
@@ -104,21 +108,12 @@ def aliases(front: Sequence[Point], goal: str) -> dict[str, str]:
         return {}
     quickest = "latency_ms" if all(point.metrics.get("latency_ms") is not None for point in front) else "macs"
     return {
-        "champion": min(front, key=lambda point: _sign(goal) * point.metrics[goal]).key,
+        "champion": min(front, key=lambda point: sign_of(goal) * point.metrics[goal]).key,
         "smallest": min(front, key=lambda point: point.metrics["params"]).key,
         "fastest": min(front, key=lambda point: point.metrics[quickest]).key,
     }
 
 
-def _losses(settings: Settings, points: Sequence[Point]) -> Any:
-    rows = [
-        [_sign(name) * point.metrics[name] for name in settings.objectives]
-        for point in points
-        if all(name in point.metrics for name in settings.objectives)
-    ]
-    return np.array(rows, np.float64).reshape(len(rows), len(settings.objectives))
-
-
-def _sign(goal: str) -> float:
-    """What makes a goal one that is to be small."""
-    return -1.0 if DIRECTIONS.get(goal) == "maximize" else 1.0
+def _losses(names: Sequence[str], points: Sequence[Point]) -> Numbers:
+    rows = [[sign_of(name) * point.metrics[name] for name in names] for point in points]
+    return np.array(rows, np.float64).reshape(len(rows), len(names))

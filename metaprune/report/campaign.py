@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from metaprune import __version__
 from metaprune.files import write_atomically
 from metaprune.measure.host import host
 from metaprune.report import numbers
 from metaprune.report.page import template
 from metaprune.run import versions
-from metaprune.search.pareto import Point
-from metaprune.search.settings import DIRECTIONS
+from metaprune.search.pareto import Point, progress
+from metaprune.search.settings import DIRECTIONS, sign_of
 
 _MARGIN = 4.0  # percent of the picture that stays free at each side
 
@@ -103,7 +105,7 @@ def render(findings: CampaignFindings) -> str:
         front=findings.front,
         scatter=scatter(findings),
         baselines=baselines(findings),
-        progress=progress(findings),
+        growth=growth(findings),
         version=__version__,
         numbers=numbers,
         shown=numbers.quantity,
@@ -156,7 +158,7 @@ def _scale(values: Sequence[float]) -> tuple[list[float], float, float]:
 def baselines(findings: CampaignFindings) -> tuple[list[str], list[tuple[str, list[tuple[str, bool]]]]]:
     """By budget, the first objective of every proposer, the best of each budget marked: names, then rows."""
     goal = findings.objectives[0]
-    sign = 1.0 if DIRECTIONS[goal] == "maximize" else -1.0
+    sign = -sign_of(goal)
     best: dict[tuple[str, str], float] = {}
     for point in (point for point in findings.first if point.feasible and goal in point.metrics):
         key = (str(point.config["budget"]), point.origin)
@@ -178,15 +180,15 @@ def baselines(findings: CampaignFindings) -> tuple[list[str], list[tuple[str, li
     return names, rows
 
 
-def progress(findings: CampaignFindings) -> str | None:
-    """The best of the first objective so far, trial by trial, as points of a line; None for fewer than two."""
-    goal = findings.objectives[0]
-    sign = 1.0 if DIRECTIONS[goal] == "maximize" else -1.0
-    values = [sign * point.metrics[goal] for point in findings.first if point.feasible and goal in point.metrics]
-    if len(values) < 2:
+def growth(findings: CampaignFindings) -> str | None:
+    """What the front of the first rung was worth, trial by trial, as points of a line; None for fewer than two."""
+    points = [
+        point
+        for point in findings.first
+        if point.feasible and all(name in point.metrics for name in findings.objectives)
+    ]
+    if len(points) < 2:
         return None
-    best = [max(values[: k + 1]) for k in range(len(values))]
-    width = (best[-1] - best[0]) or 1.0
-    return " ".join(
-        f"{100 * k / (len(best) - 1):.2f},{100 * (best[-1] - value) / width:.2f}" for k, value in enumerate(best)
-    )
+    rows = [[sign_of(name) * point.metrics[name] for name in findings.objectives] for point in points]
+    worth = progress(np.array(rows, np.float64))
+    return " ".join(f"{100 * k / (len(worth) - 1):.2f},{100 * (1 - value):.2f}" for k, value in enumerate(worth))

@@ -1,10 +1,12 @@
 """Fronts against the obvious definition."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaprune.search.pareto import Point, as_csv, best, dominates, ranks, unchanged
+from metaprune.search.pareto import Point, as_csv, best, dominates, progress, ranks, unchanged, volume
 
 ROWS = st.integers(1, 3).flatmap(
     lambda goals: st.lists(st.lists(st.integers(0, 4), min_size=goals, max_size=goals), min_size=1, max_size=12)
@@ -61,3 +63,24 @@ def test_a_table_has_a_line_a_point() -> None:
     lines = as_csv([point, point]).splitlines()
     assert lines[0] == "key,trial,origin,fidelity,feasible,front,budget,accuracy,gain_over_uniform"
     assert lines[1:] == ["k,3,rd,0-evaluate,True,False,macs=0.5,9.5,"] * 2
+
+
+@given(ROWS)
+def test_the_volume_is_that_of_the_cells_that_are_beaten(rows: list[list[int]]) -> None:
+    goals = len(rows[0])
+    cells = [
+        cell
+        for cell in itertools.product(range(5), repeat=goals)
+        if any(all(a <= c for a, c in zip(r, cell)) for r in rows)
+    ]
+    assert volume(np.array(rows, float), np.full(goals, 5.0)) == len(cells)
+
+
+@given(ROWS)
+def test_a_front_never_loses_worth(rows: list[list[int]]) -> None:
+    found = progress(np.array(rows, float))
+    assert found == sorted(found)
+    assert found[-1] == 1.0
+    for k in range(1, len(rows)):
+        beaten = any(all(a <= b for a, b in zip(row, rows[k])) for row in rows[:k])
+        assert not beaten or found[k] == found[k - 1]
