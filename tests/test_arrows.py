@@ -24,6 +24,7 @@ ROWS = [
     {"gates"},
     {"metatrain"},
     {"export"},
+    {"rounds"},
     {"pipeline"},
     {"stream", "subject"},
     {"search"},
