@@ -19,7 +19,8 @@ class MetanetScore(Criterion):
     """What a metanetwork predicts that a unit adds to the distortion of the output, from one pass over the network.
 
     The metanetwork reads the weights and, where there are data, what cheaper criteria say. Its scores hold for the
-    budget at hand. Source: own, see :mod:`metaprune.metanet.model`.
+    budget at hand. They are those of the best of these criteria, corrected by as much as its shape trusts it.
+    Source: own, see :mod:`metaprune.metanet.model`.
 
     Args:
         checkpoint: The metanetwork: ``default``, or a file that ``metaprune metatrain`` wrote.
@@ -75,8 +76,9 @@ def metanet_scores(
     if isinstance(metanet, PaperMetanet):
         edited = network.with_tensors(metanet_edit(metanet, network, blocks, reads, share))
         return CRITERIA["l2"]().score(edited, Calibration())
+    trust = metanet.shape.trust if any(name in reads for name in metanet.shape.reads[:1]) else 1.0
     score_U = with_less_memory(
-        metanet, lambda: metanet.scores(blocks, metanet(blocks, reads, share), reads, share).double().cpu()
+        metanet, lambda: metanet.scores(blocks, metanet(blocks, reads, share), reads, share, trust).double().cpu()
     )
     parts = (score_U - score_U.max()).exp().split([axis.size for axis in network.axes])
     return {axis.name: part for axis, part in zip(network.axes, parts, strict=True) if axis.prunable}

@@ -56,6 +56,8 @@ class Shape:
         reads: Criteria whose scores of units are features, the most telling first; the first that is given is the
             base that scores start from.
         edit: How far a weight may be scaled, in (0, 1].
+        trust: How much of the correction the criterion ``metanet`` takes where the first of `reads` is the base, in
+            [0, 1]; training, and a weaker base, take all of it.
 
     Raises:
         ConfigError: A number does not fit.
@@ -68,6 +70,7 @@ class Shape:
     rank: int = 8
     reads: tuple[str, ...] = ("taylor", "l2")
     edit: float = 0.5
+    trust: float = 0.5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reads", tuple(self.reads))
@@ -78,6 +81,8 @@ class Shape:
             )
         if not 0 < self.edit <= 1:
             raise ConfigError(f"`0 < edit <= 1` must hold, but edit={self.edit}.")
+        if not 0 <= self.trust <= 1:
+            raise ConfigError(f"`0 <= trust <= 1` must hold, but trust={self.trust}.")
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -122,7 +127,12 @@ class Metanet(nn.Module):
         return F.layer_norm(state_NH, state_NH.shape[1:])
 
     def scores(
-        self, blocks: Blocks, state_NH: Tensor, reads: Mapping[str, Tensor] | None = None, budget: float = 0.5
+        self,
+        blocks: Blocks,
+        state_NH: Tensor,
+        reads: Mapping[str, Tensor] | None = None,
+        budget: float = 0.5,
+        trust: float = 1.0,
     ) -> Tensor:
         """Logarithm of what each unit is worth, (units,): that of the base criterion, corrected.
 
@@ -131,11 +141,12 @@ class Metanet(nn.Module):
             state_NH: What :meth:`forward` gave for it.
             reads: As there.
             budget: As there.
+            trust: Part of the correction that counts.
         """
         units = len(blocks.axis_U)
         budgets = state_NH.new_full((units, 1), math.log(budget))
         correction_U = self.worth(torch.cat([state_NH[:units], budgets], dim=1)).squeeze(1)
-        return _base(blocks, self.shape.reads, reads or {}).to(correction_U) + correction_U
+        return _base(blocks, self.shape.reads, reads or {}).to(correction_U) + trust * correction_U
 
     def distortion(self, score_U: Tensor, removed_CU: Tensor) -> Tensor:
         """Logarithm of the predicted distortion of configurations, (C,): that of the units' sum, to a learnt power.
