@@ -1,6 +1,7 @@
 """Budgets: what the cut network may cost.
 
 ``macs=0.5`` is half of the dense network, ``macs=40M`` an absolute number, ``params=0.3,bytes=256KB`` several at once.
+``latency=0.6`` and ``latency_ms=0.8`` are times, for networks that have a table of this machine.
 """
 
 import re
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from metaprune.errors import BudgetError, did_you_mean
 
 QUANTITIES = ("macs", "params", "bytes", "activations")
+TIMES = {"latency": "latency_ms", "latency_ms": "latency_ms"}  # a share of the dense time, and milliseconds
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _BINARY = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1}
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
@@ -22,9 +24,14 @@ class Limit:
     quantity: str
     value: float
 
+    @property
+    def of(self) -> str:
+        """The cost that it limits."""
+        return TIMES.get(self.quantity, self.quantity)
+
     def absolute(self, dense: float) -> float:
         """The limit in units of the quantity, given the dense cost."""
-        return self.value * dense if self.value <= 1 else self.value
+        return self.value * dense if self.value <= 1 and self.quantity != "latency_ms" else self.value
 
     def __str__(self) -> str:
         return f"{self.quantity}={self.value:g}"
@@ -39,6 +46,11 @@ class Budget:
     def __str__(self) -> str:
         return ",".join(map(str, self.limits))
 
+    @property
+    def timed(self) -> bool:
+        """Whether a limit is a time."""
+        return any(limit.quantity in TIMES for limit in self.limits)
+
     def absolute(self, dense: Mapping[str, float]) -> dict[str, float]:
         """Each limit in units of its quantity.
 
@@ -46,18 +58,23 @@ class Budget:
             dense: Cost of the dense network by quantity.
 
         Raises:
-            BudgetError: An absolute limit is above the dense cost.
+            BudgetError: An absolute limit is above the dense cost, or is of a cost that is not known.
         """
         limits: dict[str, float] = {}
         for limit in self.limits:
-            full = dense[limit.quantity]
+            if limit.of not in dense:
+                raise BudgetError(
+                    f"{limit} needs a table of what the network takes on this machine, but it has none. Give a budget "
+                    f"in one of {', '.join(dense)}."
+                )
+            full = dense[limit.of]
             value = limit.absolute(full)
             if value > full:
                 raise BudgetError(
-                    f"a budget must be at most the dense network, but {limit} is above its {int(full)} "
+                    f"a budget must be at most the dense network, but {limit} is above its {full:.12g} "
                     f"{limit.quantity}. Fractions go up to 1; numbers above 1 are absolute."
                 )
-            limits[limit.quantity] = min(value, limits.get(limit.quantity, value))
+            limits[limit.of] = min(value, limits.get(limit.of, value))
         return limits
 
 
@@ -78,9 +95,10 @@ def parse_budget(text: "str | Budget") -> Budget:
         name = name.strip()
         if not equals:
             raise BudgetError(f"a budget must read quantity=number, e.g. macs=0.5, but is {part!r}.")
-        if name not in QUANTITIES:
-            hint = did_you_mean(name, QUANTITIES)
-            raise BudgetError(f"a budget must be in one of {', '.join(QUANTITIES)}, but {part!r} is in {name!r}.{hint}")
+        known = (*QUANTITIES, *TIMES)
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise BudgetError(f"a budget must be in one of {', '.join(known)}, but {part!r} is in {name!r}.{hint}")
         limits.append(Limit(name, _number(part, number)))
     return Budget(tuple(limits))
 

@@ -10,6 +10,13 @@ from typing import Any
 from metaprune.errors import InputError, ResourceError
 
 
+def cache_folder() -> Path:
+    """Where what was measured or unpacked once is kept: ``METAPRUNE_CACHE``, or the platform's folder for caches."""
+    import platformdirs
+
+    return Path(os.environ.get("METAPRUNE_CACHE") or platformdirs.user_cache_dir("metaprune"))
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it.
 

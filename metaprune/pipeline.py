@@ -15,12 +15,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from metaprune.allocate import ALLOCATORS, FLOOR, Allocator, Problem, Shares
-from metaprune.budget import QUANTITIES, Budget, Limit, parse_budget
+from metaprune.budget import Budget, Limit, parse_budget
 from metaprune.criteria import CRITERIA, Calibration, Criterion, MetanetScore, Verdict, metanet_edit, unit_scores
 from metaprune.data import Dataset, Split
 from metaprune.edits import DropBlock, Keep, SetWeight
 from metaprune.errors import ConfigError, InputError, VerificationError
-from metaprune.files import read_json, write_atomically
+from metaprune.export.devices import load_device
+from metaprune.export.latency_table import table_for
+from metaprune.files import cache_folder, read_json, write_atomically
 from metaprune.graph import Network, Verification, trace
 from metaprune.graph.select import Selection
 from metaprune.graph.trace import ExampleInputs
@@ -78,7 +80,8 @@ def plan(
         allocator: How much each axis may lose: a registered name, or an instance.
         metanet: A metanetwork that edits the network first, so that it is easier to prune: ``default`` or a file. Its
             scores are the criterion ``metanet``, which then comes from the same file (``l2`` for one that only edits).
-        round_to: Sizes of channel and hidden axes are multiples of this; None means 1. Or by kind of axis.
+        round_to: Sizes of channel and hidden axes are multiples of this; None means 1, or for a budget of time what
+            this machine's vector units want. Or by kind of axis.
         data: A dataset (its training split is read), a split, batches, or a function that gives a fresh pass over them.
         loss: A task name, a task, or ``loss(outputs, targets)``; None means classification.
         seed: Draws the calibration samples, and all else that is random.
@@ -94,7 +97,9 @@ def plan(
         InputError: The data cannot be used.
     """
     budget = parse_budget(budget)
-    round_to = 1 if round_to is None else round_to
+    network = with_times(network, budget)
+    if round_to is None:
+        round_to = load_device("host").alignment if budget.timed else 1
     if isinstance(allocator, str):
         _ = ALLOCATORS[allocator]  # an unknown name is refused before anything is judged
     limits = reachable_limits(network, budget, floor=floor, round_to=round_to, ceiling=ceiling)
@@ -275,6 +280,16 @@ def _edited(network: Network, editor: Metanet | PaperMetanet, calibration: Calib
     return metanet_edit(editor, network, read_blocks(network.to_graph()), reads, calibration.share)
 
 
+def with_times(network: Network, budget: str | Budget) -> Network:
+    """The network with a table of this machine where a budget limits its time, else the network itself.
+
+    The table is measured once, which takes minutes, and kept in the cache.
+    """
+    if not parse_budget(budget).timed or network.cost().latency_ms is not None:
+        return network
+    return network.with_latency(table_for(network, cache_folder() / "latency"))
+
+
 def reachable_limits(
     network: Network,
     budget: str | Budget,
@@ -299,7 +314,7 @@ def reachable_limits(
         BudgetError: It is no budget, or one that cannot be reached; the smallest cost that can is named.
     """
     dense = network.cost()
-    limits = parse_budget(budget).absolute({quantity: dense[quantity] for quantity in QUANTITIES})
+    limits = parse_budget(budget).absolute(dense.known)
     if not any(axis.prunable for axis in network.axes):
         why = "all must stay. `metaprune inspect` says why" if network.axes else "it has no parameters"
         raise ConfigError(f"the network must have a prunable axis, but {why}.")
@@ -503,7 +518,7 @@ def prune(
     recoveries = resolve(recovery if data is not None else None, **dict(recovery_options or {}))
     dense = model if _is_on(model, device) else copy.deepcopy(model).to(device)
     with timed(seconds, "trace", step, "Tracing the network"):
-        network = trace(dense, on_device(example_inputs, device), freeze=freeze, only=only)
+        network = with_times(trace(dense, on_device(example_inputs, device), freeze=freeze, only=only), budget)
     context = _context(network, data, loss, seed, calibration, device, folder, resume, progress, metrics)
     for way in recoveries:
         way.check(dense, context)

@@ -30,7 +30,7 @@ from metaprune.export.devices import Settings, load_device, settings_for
 from metaprune.files import read_json, write_atomically
 from metaprune.graph import trace
 from metaprune.metanet import load_checkpoint
-from metaprune.pipeline import Result, calibration_batches, prune, reachable_limits
+from metaprune.pipeline import Result, calibration_batches, prune, reachable_limits, with_times
 from metaprune.recovery import Context, Recovery, resolve, torch_device
 from metaprune.run import Run, check, read
 from metaprune.subject import CLASSIFICATION, Subject, read_subject
@@ -174,6 +174,8 @@ def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery], Set
     )
     task = resolve_task(options.task, subject.module)
     network = trace(subject.module, subject.source.example_inputs, freeze=options.freeze, only=options.only)
+    if options.budget:
+        network = with_times(network, options.budget)
     settings = None
 
     def reach(budget: str, round_to: int) -> None:

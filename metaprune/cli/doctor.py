@@ -1,6 +1,5 @@
 """``metaprune doctor``: is everything here that metaprune needs, and what would colour a measurement?"""
 
-import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 from metaprune import __version__
 from metaprune.cli.options import AsJson, Debug
 from metaprune.errors import ConfigError, MissingExtraError, ResourceError
+from metaprune.files import cache_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +21,10 @@ NEEDED = (
     *("typer", "rich", "pydantic", "pyyaml", "jinja2", "platformdirs"),
 )
 OPTIONAL = {"timm": "timm: models", "torchvision": "torchvision: models", "transformers": "hf: models"}
-CACHES = {"test-data": "data that tests unpacked"}  # the only entries that --clean deletes
+CACHES = {
+    "test-data": "data that tests unpacked",
+    "latency": "tables of what networks take here",
+}  # the only entries that --clean deletes
 _BUSY = 0.5  # load per core above which a measurement is in doubt
 
 
@@ -106,9 +109,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _cache(clean: bool) -> dict[str, Any]:
-    import platformdirs
-
-    folder = Path(os.environ.get("METAPRUNE_CACHE") or platformdirs.user_cache_dir("metaprune"))
+    folder = cache_folder()
     entries = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         ours = path.name in CACHES

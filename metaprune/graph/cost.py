@@ -5,7 +5,7 @@ that branch computes is multiplied by an indicator of the axis (1 while its size
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,20 +30,43 @@ class Cost:
         params: Entries of all parameters, tied ones once.
         bytes: Size of parameters and buffers in memory.
         activations: Bytes of every tensor that the forward allocates for one sample, added up.
+        latency_ms: Time of one call as a table predicts it, or None where the network has none.
     """
 
     macs: Any
     params: Any
     bytes: Any
     activations: Any
+    latency_ms: Any = field(default=None, repr=False)
 
     def __getitem__(self, quantity: str) -> Any:
-        if quantity not in QUANTITIES:
-            raise ConfigError(f"a cost is one of {', '.join(QUANTITIES)}, but {quantity!r} was asked for.")
+        if quantity not in self.known:
+            raise ConfigError(f"a cost is one of {', '.join(self.known)}, but {quantity!r} was asked for.")
         return getattr(self, quantity)
 
+    @property
+    def known(self) -> dict[str, Any]:
+        """What is known, by quantity."""
+        costs = {quantity: getattr(self, quantity) for quantity in QUANTITIES}
+        return costs if self.latency_ms is None else {**costs, "latency_ms": self.latency_ms}
 
-QUANTITIES = tuple(field.name for field in fields(Cost))
+
+QUANTITIES = ("macs", "params", "bytes", "activations")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One call that multiplies and adds up, as cost models of machines see it.
+
+    Attributes:
+        kind: Equal for calls that differ in the sizes of axes alone: what is called, and at how many positions.
+        macs: Multiply-accumulates of one sample, as a polynomial; see `Polynomials`.
+        outputs: Numbers that it gives, likewise.
+    """
+
+    kind: tuple[Any, ...]
+    macs: Polynomial
+    outputs: Polynomial
 
 
 class CostModel:
@@ -78,6 +101,7 @@ class CostModel:
         trace, layout = self.layout.trace, self.layout
         batch = trace.batch
         self._parts: list[tuple[int, str, Polynomial]] = []  # 0 for MACs or 1 for parameters, module, how many
+        self.kernels: list[Kernel] = []
         for op in trace.ops:
             gate = branches.gates_of_op(op.index)
             own: Polynomial = {}
@@ -86,6 +110,10 @@ class CostModel:
             if own:
                 _add(self.polynomials["macs"], own, 1.0, ())
                 self._parts.append((0, op.module, own))
+                made: Polynomial = {}
+                for number in op.outputs[:1]:
+                    _add(made, _product(map(layout.size, _once(trace.values[number].dims))), 1.0 / batch, gate)
+                self.kernels.append(Kernel((op.name, *sorted(map(round, own.values()))), own, made))
             if op.allocates:
                 for number in op.outputs:
                     value = trace.values[number]

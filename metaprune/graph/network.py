@@ -1,6 +1,7 @@
 """A traced network: its axes, its cost, and what can be done to it."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import math
@@ -21,7 +22,7 @@ from metaprune.graph.axes import Alive, Axis, Dim
 from metaprune.graph.blocks import Block, find_blocks, without
 from metaprune.graph.branches import Branches
 from metaprune.graph.convert import from_graph, to_graph
-from metaprune.graph.cost import Cost, CostModel
+from metaprune.graph.cost import Cost, CostModel, Kernel
 from metaprune.graph.layout import Layout, build_layout
 from metaprune.graph.linear_calls import LinearCall, linear_calls
 from metaprune.graph.optimizer import sliced_optimizer
@@ -75,6 +76,7 @@ class Network:
         self.axes: tuple[Axis, ...] = self._layout.axes
         self._index = {axis.name: k for k, axis in enumerate(self.axes)}
         self._weights: Mapping[str, Tensor] | None = None
+        self._latency: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]] | None = None
 
     def __repr__(self) -> str:
         free = sum(axis.prunable for axis in self.axes)
@@ -307,7 +309,8 @@ class Network:
         """
         everything = np.ones(len(self._layout.axis_of), bool)
         model = sliced_copy(self.model, self._layout, everything, self._first_names(tensors))
-        return Network(model, self.example_inputs, self._layout, self.freeze, self.only)
+        changed = Network(model, self.example_inputs, self._layout, self.freeze, self.only)
+        return changed if self._latency is None else changed.with_latency(self._latency)
 
     # ---- cost ------------------------------------------------------------------------------------------------------
 
@@ -317,7 +320,11 @@ class Network:
 
     def cost(self, sizes: npt.ArrayLike | None = None) -> Cost:
         """Cost of the network, or of one configuration (one size an axis, in their order)."""
-        return self._costs(sizes)
+        cost = self._costs(sizes)
+        if self._latency is None:
+            return cost
+        shape = self._costs.full_A if sizes is None else np.asarray(sizes)
+        return replace(cost, latency_ms=float(self._latency(shape[None])[0]))
 
     def cost_many(self, sizes: npt.ArrayLike) -> Cost:
         """Cost of many configurations.
@@ -328,7 +335,24 @@ class Network:
         Returns:
             A cost of integer arrays (n,).
         """
-        return self._costs(np.atleast_2d(np.asarray(sizes)))
+        many = np.atleast_2d(np.asarray(sizes))
+        cost = self._costs(many)
+        return cost if self._latency is None else replace(cost, latency_ms=self._latency(many))
+
+    def with_latency(self, table: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]]) -> "Network":
+        """The same network whose costs have a latency; this one stays as it is.
+
+        Args:
+            table: Sizes (n, axes) to milliseconds (n,).
+        """
+        timed = copy.copy(self)
+        timed._latency = table
+        return timed
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Every call that multiplies and adds up."""
+        return tuple(self._costs.kernels)
 
     def cost_by_module(self, plan: Plan | None = None) -> dict[str, tuple[float, float]]:
         """Multiply-accumulates and parameters of every module by path, as the network is or once a plan is applied.
@@ -369,6 +393,8 @@ class Network:
         for name, stays in self._new_biases(draft).items():  # what is added counts
             entries, own = int(stays.sum()), named_tensors(self.model)[weight_beside(name)]
             cost = replace(cost, params=cost.params + entries, bytes=cost.bytes + entries * own.dtype.itemsize)
+        if self._latency is not None:
+            cost = replace(cost, latency_ms=float(self._latency(self.sizes(plan)[None])[0]))
         return cost
 
     # ---- residual branches -----------------------------------------------------------------------------------------
