@@ -20,8 +20,6 @@ from metaprune.criteria import CRITERIA, Calibration, Criterion, MetanetScore, V
 from metaprune.data import Dataset, Split
 from metaprune.edits import DropBlock, Keep, SetWeight
 from metaprune.errors import ConfigError, InputError, VerificationError
-from metaprune.export.devices import load_device
-from metaprune.export.latency_table import table_for
 from metaprune.files import cache_folder, read_json, write_atomically
 from metaprune.graph import Network, Verification, trace
 from metaprune.graph.select import Selection
@@ -98,8 +96,7 @@ def plan(
     """
     budget = parse_budget(budget)
     network = with_times(network, budget)
-    if round_to is None:
-        round_to = load_device("host").alignment if budget.timed else 1
+    round_to = _alignment(budget) if round_to is None else round_to
     if isinstance(allocator, str):
         _ = ALLOCATORS[allocator]  # an unknown name is refused before anything is judged
     limits = reachable_limits(network, budget, floor=floor, round_to=round_to, ceiling=ceiling)
@@ -287,7 +284,18 @@ def with_times(network: Network, budget: str | Budget) -> Network:
     """
     if not parse_budget(budget).timed or network.cost().latency_ms is not None:
         return network
+    from metaprune.export.latency_table import table_for  # brings onnxruntime, which no other budget needs
+
     return network.with_latency(table_for(network, cache_folder() / "latency"))
+
+
+def _alignment(budget: Budget) -> int:
+    """What sizes are multiples of where nobody says."""
+    if not budget.timed:
+        return 1
+    from metaprune.export.devices import load_device
+
+    return load_device("host").alignment
 
 
 def reachable_limits(
