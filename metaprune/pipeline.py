@@ -106,6 +106,10 @@ def plan(
         return allot(network, judgement, budget, allocator, round_to=round_to, floor=floor, ceiling=ceiling)
     if rounds < 1 or data is None:
         raise ConfigError(f"`rounds >= 1` must hold, and more than 1 need data, but rounds={rounds}. Give `data=`.")
+    if budget.timed:
+        raise ConfigError(
+            f"a budget of time is met in one round, as networks between have no table, but rounds={rounds}. Give 1."
+        )
     ways = resolve(between)
     context = _context(network, data, loss, seed, calibration, _device_of(network))
 

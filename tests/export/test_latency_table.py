@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import metaprune as mp
 from metaprune import zoo
@@ -65,6 +66,8 @@ def test_a_time_is_a_budget(network: Network) -> None:
     assert reachable_limits(timed, "latency=0.9") == {"latency_ms": pytest.approx(0.9 * dense)}
     with pytest.raises(BudgetError, match="latency_ms must reach"):
         mp.plan(timed, "latency_ms=0.01", "l2")
+    with pytest.raises(ConfigError, match="met in one round"):
+        mp.plan(timed, "latency=0.6", "l2", round_to=4, rounds=2, data=[(torch.zeros(2, 3, 32, 32),)])
     with pytest.raises(BudgetError, match="needs a table"):
         reachable_limits(network, "latency=0.5")
 
