@@ -1,5 +1,6 @@
 """Allocators that search: their import registers them."""
 
+from metaprune.search.tas import Tas
 from metaprune.search.tyr import Tyr
 
-__all__ = ["Tyr"]
+__all__ = ["Tas", "Tyr"]

@@ -97,7 +97,7 @@ class Supernet:
             for axis in problem.axes
         }
         self.model = adapt(copy.deepcopy(self.network.model)).eval().requires_grad_(False)
-        self.chunks = _chunks(problem, chunk, samples)
+        self.chunks = parts_of(problem, chunk, samples)
         self.own = named_tensors(self.model)
         self.dense = {name: tensor.detach().clone() for name, tensor in self.own.items()}
         self.layers = {layer.call.op.index: layer for layer in self._found()}
@@ -270,8 +270,8 @@ def _moments(call: LinearCall, runs: Sequence[Steps], rows: int, generator: torc
     return moments
 
 
-def _chunks(problem: Problem, size: int, samples: int) -> list[Any]:
-    """Parts of the calibration data.
+def parts_of(problem: Problem, size: int, samples: int) -> list[Any]:
+    """The calibration data in parts of `size` samples, so many samples in all.
 
     Raises:
         InputError: There is none, or one holds NaN.

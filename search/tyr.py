@@ -115,28 +115,28 @@ class Tyr(Allocator):
         """
         starts = {name: _sizes_by(problem, name) for name in self.starts}
         interval, evaluations = self.interval, 0
-        best: Sizes | None = None
+        best: list[Sizes] = []  # of the round before
         for number in range(self.rounds):
-            levels = {axis.name: self._levels(problem, axis, interval, starts, best) for axis in problem.axes}
+            first = [*starts.values(), *best]
+            levels = {axis.name: self._levels(problem, axis, interval, first, best) for axis in problem.axes}
             one = _Round(self, problem, levels, number)
-            best, errors = one.run([*starts.values(), *([] if best is None else [best])])
-            evaluations += one.evaluations
+            sizes, errors = one.run(first)
+            best, evaluations = [sizes], evaluations + one.evaluations
             if all(interval * axis.size <= 1 for axis in problem.axes):  # every size was there
                 break
             interval /= 2
-        return Found(best, one.errors[best.tobytes()], dict(zip(starts, errors)), evaluations)
+        return Found(sizes, one.errors[sizes.tobytes()], dict(zip(starts, errors)), evaluations)
 
     def _levels(
-        self, problem: Problem, axis: Axis, interval: float, starts: Mapping[str, Sizes], best: Sizes | None
+        self, problem: Problem, axis: Axis, interval: float, first: Sequence[Sizes], best: Sequence[Sizes]
     ) -> Sizes:
-        """Sizes of an axis: at first a grid from its floor to its whole, then one around what was found; and starts."""
+        """Sizes of an axis: a grid over all of it, or one around what was found, and those to begin with."""
         place = problem.network.index(axis.name)
         around = np.arange(0, round(1 / interval) + 1) * interval * axis.size
-        if best is not None:
-            around = best[place] + np.arange(-self.reach, self.reach + 1) * interval * axis.size
+        for sizes in best:
+            around = sizes[place] + np.arange(-self.reach, self.reach + 1) * interval * axis.size
         inside = [problem.aligned(axis, round(wanted)) for wanted in around if wanted <= axis.size]
-        proposed = [int(sizes[place]) for sizes in (*starts.values(), *([] if best is None else [best]))]
-        return np.unique(np.array([*inside, *proposed], np.int64))
+        return np.unique(np.array([*inside, *(int(sizes[place]) for sizes in first)], np.int64))
 
 
 def _sizes_by(problem: Problem, name: str) -> Sizes:

@@ -20,10 +20,10 @@ def output_error(dense: Sequence[Tensor], cut: Sequence[Tensor]) -> float:
 
     It is smoother than :func:`distortion`, which saturates and hangs on few samples.
     """
-    lost = sum(float(_centred(after - before).square().sum()) for before, after in zip(dense, cut, strict=True))
-    return lost / max(sum(float(_centred(before).square().sum()) for before in dense), 1e-300)
+    lost = sum(float(centred(after - before).square().sum()) for before, after in zip(dense, cut, strict=True))
+    return lost / max(sum(float(centred(before).square().sum()) for before in dense), 1e-300)
 
 
-def _centred(output: Tensor) -> Tensor:
+def centred(output: Tensor) -> Tensor:
     """Scores of classes from their mean, which means nothing; other outputs as they are."""
     return output - output.mean(1, keepdim=True) if output.ndim == 2 and output.shape[1] > 1 else output

@@ -199,7 +199,7 @@ class _Memory:
     generation: int = -1  # for which it was made
 
 
-class TyrSampler(BaseGASampler):
+class TyrSampler(BaseGASampler):  # type: ignore[misc]  # Optuna's types are not followed
     """One level an axis, by evolution that keeps to the budget.
 
     A generation descends from the best configuration so far. A child by mutation has a few axes switched down or up a
@@ -372,7 +372,7 @@ class TyrSampler(BaseGASampler):
     def _guided(self, parent: Levels, loss_AL: Numbers) -> Levels:
         """The best of a model within one level of the parent, at prices that make it meet the limits."""
         axes, top_A = np.arange(len(parent)), self.grid.counts - 1
-        near_A3 = np.clip(parent[:, None] + [-1, 0, 1], 0, top_A[:, None])
+        near_A3: Levels = np.clip(parent[:, None] + np.array([-1, 0, 1]), 0, top_A[:, None])
         loss_A3, cost_A3 = loss_AL[axes[:, None], near_A3], self._costs(parent, near_A3)
 
         def best_at(price: float) -> Levels:

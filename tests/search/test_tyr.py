@@ -60,11 +60,11 @@ def test_rounds_go_from_coarse_to_fine() -> None:
     """Until every size was there."""
     asked, options = problem(), Tyr(interval=0.5)
     axis = max(asked.axes, key=lambda axis: axis.size)
-    coarse = options._levels(asked, axis, 0.5, {}, None)
+    coarse = options._levels(asked, axis, 0.5, [], [])
     assert coarse.tolist() == [asked.lowest(axis), axis.size // 2, axis.size]
     best = asked.full.copy()
     best[asked.network.index(axis.name)] = axis.size // 2
-    fine = options._levels(asked, axis, 1 / axis.size, {}, best)
+    fine = options._levels(asked, axis, 1 / axis.size, [best], [best])
     assert fine.tolist() == list(range(axis.size // 2 - 4, axis.size // 2 + 5))
 
 
