@@ -35,6 +35,7 @@ from metaprune import data, zoo
 from metaprune.allocate import ALLOCATORS, Problem
 from metaprune.allocate.knapsack import knapsack
 from metaprune.criteria import CRITERIA, Calibration
+from metaprune.edits import Keep
 from metaprune.graph import Axis, Network
 from metaprune.measure import accuracy
 from metaprune.pipeline import calibration_batches
@@ -201,8 +202,8 @@ def on_network(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             start = time.perf_counter()
             kept = ALLOCATORS[name]().allocate(problem)
             seconds = time.perf_counter() - start
-            cuts = (mp.Keep(axis, network.axis(axis).size, ranks) for axis, ranks in kept.items())
-            plan = mp.Plan(tuple(cut for cut in cuts if len(cut.ranks) < cut.size))
+            sizes = {axis: network.axis(axis).size for axis in kept}
+            plan = mp.Plan(tuple(Keep(axis, sizes[axis], kept[axis]) for axis in kept if len(kept[axis]) < sizes[axis]))
             slim = network.apply(plan)
             context = Context(calibration=batches, dense=network.model, network=network, plan=plan, seed=seed)
             for way in resolve("reconstruct"):

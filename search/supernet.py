@@ -21,7 +21,7 @@ from torch import Tensor
 from metaprune.allocate import Problem, Sizes
 from metaprune.criteria._gradients import groups_of
 from metaprune.criteria.obs import Consumer, Healed, Moments, find_consumers
-from metaprune.errors import InputError
+from metaprune.errors import ConfigError, InputError
 from metaprune.graph.adapt import adapt
 from metaprune.graph.axes import Alive, Labels
 from metaprune.graph.linear_calls import LinearCall
@@ -163,7 +163,11 @@ class Supernet:
         return stays_U
 
     def variant(self, layer: Layer, key: tuple[int, ...]) -> Tensors:
-        """Weight and intercept of a layer for these sizes of the axes that it reads."""
+        """Weight and intercept of a layer for these sizes of the axes that it reads.
+
+        Raises:
+            ConfigError: The layer reads one axis, and this is none of its levels.
+        """
         if not self._gone(layer, key).any():
             return {name: self.dense[name] for name in (layer.call.weight, layer.call.intercept) if name}
         if layer.healed is not None:
@@ -171,6 +175,11 @@ class Supernet:
             layer.variants[key] = made  # the last one used stands last
             if len(layer.variants) > _KEPT:
                 del layer.variants[next(iter(layer.variants))]
+        elif key not in layer.variants:
+            raise ConfigError(
+                f"sizes must be at levels of the supernet, but {layer.call.op} has no variant for {key}. It has "
+                f"{', '.join(map(str, layer.variants))}."
+            )
         return layer.variants[key]
 
     def _made(self, layer: Layer, healed: Healed, key: tuple[int, ...]) -> Tensors:

@@ -472,7 +472,7 @@ def evolve(
     Args:
         study: With one objective, to be minimised.
         sampler: Of the study.
-        rate: Rates candidates in a stage of a generation.
+        rate: Rates candidates in a stage of a generation; NaN counts as infinite.
         generations: At most so many.
         survivors: How many of a generation go on from each stage but the last.
         starts: Configurations to begin with, rated in the last stage; that of the sampler if empty.
@@ -496,7 +496,7 @@ def evolve(
         )
 
     first = list({levels_A.tobytes(): levels_A for levels_A in (starts or [sampler.start])}.values())
-    values = [float(value) for value in rate(first, 0, last)]
+    values = _numbers(rate(first, 0, last))
     for levels_A, value in zip(first, values, strict=True):
         add(levels_A, 0, {last: value}, complete=True)
     least, since = min(values), 0
@@ -508,8 +508,8 @@ def evolve(
         seen: list[dict[int, float]] = [{} for _ in children]
         left = list(range(len(children)))
         for stage in range(last + 1):
-            for k, value in zip(left, rate([children[k] for k in left], generation, stage), strict=True):
-                seen[k][stage] = float(value)
+            for k, value in zip(left, _numbers(rate([children[k] for k in left], generation, stage)), strict=True):
+                seen[k][stage] = value
             if stage < last:
                 left = heapq.nsmallest(survivors[stage], left, key=lambda k: seen[k][stage])
         for levels_A, rated in zip(children, seen):
@@ -517,3 +517,7 @@ def evolve(
         best = min(seen[k][last] for k in left)
         least, since = (best, 0) if best < least else (least, since + 1)
     return study.best_trial
+
+
+def _numbers(values: Iterable[float]) -> list[float]:
+    return [float("inf") if np.isnan(value) else float(value) for value in values]

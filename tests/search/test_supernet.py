@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metaprune import zoo
 from metaprune.allocate import Problem, Sizes
 from metaprune.edits import Keep, SetWeight
-from metaprune.errors import InputError
+from metaprune.errors import ConfigError, InputError
 from metaprune.graph import Network, trace
 from metaprune.plans import Plan
 from metaprune.search import supernet as module
@@ -158,3 +158,13 @@ def test_bad_data_are_refused() -> None:
     for rule, batches in {"at least one batch": [], "must be finite": [(x / 0,)]}.items():
         with pytest.raises(InputError, match=rule):
             Supernet(problem(network, x, batches=lambda batches=batches: iter(batches)), {})
+
+
+def test_sizes_between_levels_are_refused() -> None:
+    network, x = chain()
+    asked = problem(network, x)
+    net = Supernet(asked, {axis.name: np.array([2, 4, 8]) for axis in asked.axes}, samples=64)
+    sizes = asked.full.copy()
+    sizes[network.index(asked.axes[0].name)] = 3
+    with pytest.raises(ConfigError, match=r"must be at levels of the supernet, but .* has no variant for \(3,\)"):
+        net.rate(sizes)

@@ -173,6 +173,20 @@ def test_patience_ends_a_search_that_stands_still() -> None:
     assert len(study.trials) == 1 + 3 * 8
 
 
+def test_what_is_no_number_never_wins() -> None:
+    grid, loss, _, _ = toy(0, axes=12)
+    sampler = TyrSampler(grid)
+    study = optuna.create_study(sampler=sampler)
+
+    def rate(some: Any, generation: int, stage: int) -> list[float]:
+        return [float("nan") if k % 2 else loss(one) for k, one in enumerate(some)]
+
+    best = evolve(study, sampler, rate, 10)
+    assert best.value is not None
+    assert best.value < loss(grid.uniform())
+    assert sum(np.isinf(trial.value) for trial in study.trials) == 40
+
+
 def test_what_steps_are_worth_is_found_by_regression() -> None:
     _, loss, loss_AL, _ = toy(0, axes=3, count=4)
     random, worth = np.random.default_rng(0), Worth(np.array([4, 4, 4]))
