@@ -34,3 +34,9 @@ def test_a_registry_fills_itself_from_its_home() -> None:
     from metaprune.plans import EDITS
 
     assert {"keep", "set_weight"} <= set(EDITS)
+
+
+def test_a_registry_may_have_several_homes() -> None:
+    from metaprune.allocate import ALLOCATORS
+
+    assert {ALLOCATORS[name].__module__.split(".")[1] for name in ALLOCATORS} == {"allocate", "search"}

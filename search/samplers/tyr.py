@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -253,10 +254,10 @@ class TyrSampler(BaseGASampler):  # type: ignore[misc]  # Optuna's types are not
             raise ConfigError(f"the start must meet the limits, but uses {used:.4f} of one. Give lower levels.")
         shared = {
             count: IntDistribution(0, count - 1) for count in grid.counts.tolist()
-        }  # one object, one copy a trial
+        }  # copied once a trial, not often
         self.space: dict[str, BaseDistribution] = dict(zip(grid.names, map(shared.__getitem__, grid.counts.tolist())))
         self._others = RandomSampler(seed)
-        self._memories: dict[tuple[int, int], _Memory] = {}
+        self._memories: WeakKeyDictionary[Any, dict[int, _Memory]] = WeakKeyDictionary()  # by storage, and study
 
     # ---- what Optuna asks ------------------------------------------------------------------------------------------
 
@@ -408,11 +409,11 @@ class TyrSampler(BaseGASampler):  # type: ignore[misc]  # Optuna's types are not
     # ---- memory ----------------------------------------------------------------------------------------------------
 
     def _memory(self, study: Study) -> _Memory:
-        key = id(study._storage), study._study_id
-        if key not in self._memories:
+        memories = self._memories.setdefault(study._storage, {})
+        if study._study_id not in memories:
             small = int((self.grid.counts - 1).sum()) <= _STEPS
-            self._memories[key] = _Memory(Worth(self.grid.counts, self.prior) if small and self.guided else None)
-        return self._memories[key]
+            memories[study._study_id] = _Memory(Worth(self.grid.counts, self.prior) if small and self.guided else None)
+        return memories[study._study_id]
 
     def _remembered(self, study: Study, generation: int) -> _Memory:
         """What the study has seen up to now, and a model of what it had seen when a generation began."""

@@ -120,6 +120,17 @@ def test_a_study_goes_on_with_a_new_sampler_as_with_the_old() -> None:
     assert min(values(whole)) < values(whole)[0]
 
 
+def test_a_sampler_keeps_studies_apart() -> None:
+    grid, loss, _, _ = toy(0, axes=12)
+    sampler, seen = TyrSampler(grid), []
+    for _ in range(3):
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(lambda trial: loss(np.array([trial.suggest_int(name, 0, 8) for name in grid.names])), 12)
+        seen.append(values(study))
+        del study
+    assert seen[0] == seen[1] == seen[2]
+
+
 @pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
 def test_maximising_is_minimising_the_negative(direction: str, sign: int) -> None:
     grid, loss, _, _ = toy(0, axes=12)
