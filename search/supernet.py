@@ -107,7 +107,7 @@ class Supernet:
             self.wanted = [self._run(part) for part in self.chunks]
             require_finite(self.wanted)
             self._make(rows, ridge)
-        self._now = problem.full.copy()
+        self._now = np.array([axis.size for axis in self.network.axes], np.int64)  # whatever ceilings a problem has
 
     # ---- variants --------------------------------------------------------------------------------------------------
 

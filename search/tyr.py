@@ -116,14 +116,17 @@ class Tyr(Allocator):
         starts = {name: _sizes_by(problem, name) for name in self.starts}
         interval, evaluations = self.interval, 0
         best: list[Sizes] = []  # of the round before
+        offered: dict[str, set[int]] = {axis.name: set() for axis in problem.axes}
         for number in range(self.rounds):
             first = [*starts.values(), *best]
             levels = {axis.name: self._levels(problem, axis, interval, first, best) for axis in problem.axes}
+            if all(offered[name].issuperset(sizes_L.tolist()) for name, sizes_L in levels.items()):
+                break
+            for name, sizes_L in levels.items():
+                offered[name].update(sizes_L.tolist())
             one = _Round(self, problem, levels, number)
             sizes, errors = one.run(first)
             best, evaluations = [sizes], evaluations + one.evaluations
-            if all(interval * axis.size <= 1 for axis in problem.axes):  # every size was there
-                break
             interval /= 2
         return Found(sizes, one.errors[sizes.tobytes()], dict(zip(starts, errors)), evaluations)
 

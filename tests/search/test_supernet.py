@@ -125,6 +125,18 @@ def test_the_dense_configuration_has_no_error_and_others_leave_no_trace() -> Non
     assert all(torch.equal(net.own[name], tensor) for name, tensor in net.dense.items())
 
 
+def test_what_a_ceiling_takes_is_gone() -> None:
+    network, x = chain()
+    asked = problem(network, x, ceiling=0.5)
+    levels = {axis.name: np.array([2, 4]) for axis in asked.axes}
+    net = Supernet(asked, levels, samples=64, chunk=16)
+    other = asked.full.copy()
+    other[network.index(asked.axes[0].name)] = 2
+    first = net.rate(asked.full)  # four of eight units of every axis
+    assert first > 0
+    assert net.rate(other) != first == net.rate(asked.full)
+
+
 def test_parts_of_the_data_are_rated_alone() -> None:
     network, x = chain()
     asked = problem(network, x)

@@ -68,8 +68,9 @@ def test_rounds_go_from_coarse_to_fine() -> None:
     assert fine.tolist() == list(range(axis.size // 2 - 4, axis.size // 2 + 5))
 
 
-def test_sizes_are_legal() -> None:
-    asked = problem(round_to=4)
+@pytest.mark.parametrize("options", [{"round_to": 4}, {"ceiling": 0.75}, {"grid": 0.25}])
+def test_sizes_are_legal(options: dict[str, Any]) -> None:
+    asked = problem(**options)
     found = QUICK.find(asked)
     for axis in asked.axes:
         assert found.sizes[asked.network.index(axis.name)] in asked.levels(axis)
