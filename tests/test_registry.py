@@ -1,4 +1,5 @@
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +41,11 @@ def test_a_registry_may_have_several_homes() -> None:
     from metaprune.allocate import ALLOCATORS
 
     assert {ALLOCATORS[name].__module__.split(".")[1] for name in ALLOCATORS} == {"allocate", "search"}
+
+
+def test_groups_of_plugins_are_those_that_contributors_are_told() -> None:
+    from metaprune.allocate import ALLOCATORS
+    from metaprune.criteria import CRITERIA
+
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+    assert all(f"`{registry.group}`" in text for registry in (CRITERIA, ALLOCATORS))

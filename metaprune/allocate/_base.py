@@ -284,5 +284,5 @@ class Allocator(ABC):
 
 
 ALLOCATORS: Registry[type[Allocator]] = Registry(
-    "allocator", "metaprune.allocate", home=("metaprune.allocate", "metaprune.search.allocators")
+    "allocator", "metaprune.allocators", home=("metaprune.allocate", "metaprune.search.allocators")
 )  # those that search stand behind this room, which does not know them
