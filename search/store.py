@@ -23,6 +23,7 @@ from metaprune.tracking import without_password
 
 JOURNAL = "journal.log"
 SCHEMES = ("journal", "sqlite", "postgresql", "mysql", "grpc")
+PROXY_S = 10.0  # that a proxy may take to answer
 _CHUNK = 4096  # bytes
 
 
@@ -109,9 +110,9 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
             f"the storage {without_password(url)!r} needs {package!r}, which is not installed. Install "
             f"metaprune[{'grpc' if kind == 'grpc' else 'postgresql'}], or leave `storage` out."
         ) from error
-    except OSError as error:
-        raise disk_problem(error, folder) from error
     except Exception as error:
+        if kind == "journal" and isinstance(error, OSError):
+            raise disk_problem(error, folder) from error
         said = (str(error).strip().splitlines() or ["no message"])[0]
         raise InputError(
             f"the storage must be reachable, but {without_password(url)!r} is not: {type(error).__name__}: "
@@ -151,5 +152,5 @@ def _proxy(rest: str) -> Any:
     from optuna.storages import GrpcStorageProxy
 
     proxy = GrpcStorageProxy(host=host, port=int(port))
-    proxy.wait_server_ready(timeout=10)
+    proxy.wait_server_ready(timeout=PROXY_S)
     return proxy
