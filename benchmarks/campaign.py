@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import sys
 import tempfile
 import time
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from optuna.trial import TrialState
 
 from metaprune.search.worker import work
-from tests.search.crowd import evaluated, player, until
+from tests.search.crowd import evaluated, killed, player
 from tests.search.player import Player, begun, settings
 
 
@@ -67,19 +66,9 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
 def kills(options: argparse.Namespace) -> dict[str, Any]:
     """What random kills cost."""
     with tempfile.TemporaryDirectory() as place:
-        folder, draw = Path(place), random.Random(0)
-        trials = 20 + 3 * options.kills
-        campaign = begun(folder, settings(trials=trials))
-        workers = [player(folder, 0.05) for _ in range(2)]
-        for _ in range(options.kills):
-            until(lambda: evaluated(folder))
-            time.sleep(draw.uniform(0.05, 0.6))
-            victim = draw.randrange(2)
-            workers[victim].kill()
-            workers[victim].wait()
-            workers[victim] = player(folder, 0.05)
-        for worker in workers:
-            worker.wait()
+        folder, trials = Path(place), 20 + 8 * options.kills
+        campaign = begun(folder, settings(trials=trials, sampler="random"))
+        times = killed(campaign, folder, options.kills, 0.15)
         tasks = [task for queue in campaign.queues for task in queue.tasks().values()]
         states = [trial.state for queue in campaign.queues for trial in queue.trials()]
         before = len(evaluated(folder))
@@ -87,7 +76,7 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
         began = time.time()
         player(folder, 0.0).wait()
         return {
-            "kills": options.kills,
+            "kills": times,
             "trials": trials,
             "lost": sum(task.state != "done" for task in tasks),
             "zombies": sum(state in (TrialState.RUNNING, TrialState.WAITING) for state in states),

@@ -8,6 +8,7 @@ import math
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -101,6 +102,13 @@ class Campaign:
         study.set_user_attr(CLOSED, None)
         campaign._file_baselines()
         return campaign
+
+    @staticmethod
+    def forget(settings: Settings, storage: BaseStorage) -> None:
+        """Delete the studies of a campaign."""
+        for number in range(len(settings.rungs)):
+            with suppress(KeyError):
+                optuna.delete_study(study_name=f"{settings.name}/{settings.fidelity(number)}", storage=storage)
 
     def check(self, about: Mapping[str, str]) -> None:
         """Whether what is there belongs to these settings; see :meth:`begin`."""

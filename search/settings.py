@@ -312,7 +312,8 @@ class Settings:
                 found[name] = float(number)
             except ValueError:
                 found[name] = math.nan
-            if name not in MEASURED or not 0 < found[name] < math.inf:
+            most = 100.0 if name == "accuracy" else math.inf
+            if name not in MEASURED or not 0 < found[name] <= most or math.isinf(found[name]):
                 raise ConfigError(
                     f"a limit must be quantity=number, in one of {', '.join(known)}, but {part!r} is not."
                     f"{did_you_mean(name, known)}"
@@ -335,8 +336,8 @@ class Settings:
 
     @property
     def identity(self) -> str:
-        """Hash of `deciding`: what a campaign must share with the one that it goes on with."""
-        return digest(self.deciding)
+        """Hash of `deciding`, but for where weights and data lie: these are known by what is in them."""
+        return digest({name: value for name, value in self.deciding.items() if name not in ("weights", "data")})
 
     def fidelity(self, number: int) -> str:
         """Name of a rung, in its study and among results."""

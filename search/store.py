@@ -128,9 +128,16 @@ def close(storage: BaseStorage) -> None:
         engine.dispose()
 
 
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether that is what an error, or what caused it, says."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        error = error.__cause__
+    return error is not None
+
+
 def disk_problem(error: OSError, folder: Path) -> InputError | ResourceError:
     """What an error of the file system means for the user."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if disk_is_full(error):
         return ResourceError(f"the disk of {folder} is full. Free some space, then `metaprune search resume {folder}`.")
     return InputError(f"{folder} must be a folder that can be written, but {error.strerror or error}.")
 

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
-from metaprune.errors import InputError, MetapruneError, ResourceError
+from metaprune.errors import MetapruneError
 from metaprune.search.campaign import Campaign, Job
 from metaprune.search.queue import Keeper
+from metaprune.search.store import disk_is_full
 
 PAUSE_S = 0.2  # between two looks at the storage while others work
 
@@ -42,7 +44,7 @@ def work(
         How many trials were evaluated.
 
     Raises:
-        ResourceError: The disk is full, so that not even a failure can be noted.
+        ResourceError: The disk is full. The trial was given back, or will be when its lease has run out.
     """
     done = 0
     while True:
@@ -70,6 +72,10 @@ def _carry_out(campaign: Campaign, evaluate: Evaluator, job: Job) -> str:
         queue.release(job.trial)
         raise
     except Exception as error:
+        if disk_is_full(error):  # no fault of this trial: all others would fail too
+            with suppress(Exception):
+                queue.release(job.trial)
+            raise
         why = reason(error)
         return why if queue.fail(job.trial, why) else "dropped"
     if keeper.lost or not queue.finish(job.trial, values, constraints, found):
@@ -82,6 +88,6 @@ def reason(error: Exception) -> str:
     said = (str(error).strip().splitlines() or ["no message"])[0]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {said}"
-    if isinstance(error, InputError | MetapruneError | ResourceError):
+    if isinstance(error, MetapruneError):
         return said
     return f"{type(error).__name__}: {said}"

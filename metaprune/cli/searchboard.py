@@ -1,7 +1,9 @@
 """What a user sees of a campaign: its space, a live table while it runs, and its front."""
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,49 +16,55 @@ if TYPE_CHECKING:
     from metaprune.search.campaign import Campaign, Job
 
 _ROWS = 8  # of the front, while it changes
-_REDRAW_S = 0.5
+_REDRAW_S = 1.0
 _TELL_EVERY_S = 20.0
 _WIDEST = 24  # axes that are printed one by one
 
 
 class Board:
-    """A live table of rungs and front, with the time that is left; plain lines where no table can be drawn."""
+    """A live table of rungs and front, with the time that is left; plain lines where no table can be drawn.
+
+    A thread looks at the storage, because trials may take long, and others end some meanwhile.
+
+    Args:
+        screen: Where it is drawn.
+        campaign: For this thread alone.
+    """
 
     def __init__(self, screen: Screen, campaign: "Campaign") -> None:
         self._screen, self._campaign = screen, campaign
-        self._began = self._drawn = time.monotonic()
+        self._began = time.monotonic()
         self._done_before = self._settled()
-        self._live: Any = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
-        if self._screen.err.is_terminal:
-            from rich.live import Live
-
-            self._live = Live(self._table(), console=self._screen.err, transient=True, refresh_per_second=4)
-            self._live.__enter__()
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.__exit__(kind, error, trace)
+        self._over.set()
+        self._thread.join(5)
 
     def told(self, job: "Job", how: str) -> None:
         """A trial has ended here."""
         if how not in ("done", "dropped"):
             self._screen.warn(f"trial {job.trial.number} failed: {how}")
-        self.draw()
 
-    def draw(self) -> None:
-        """Look at the storage, and draw."""
-        if time.monotonic() - self._drawn < (_REDRAW_S if self._live is not None else _TELL_EVERY_S):
+    def _run(self) -> None:
+        if not self._screen.err.is_terminal:
+            while not self._over.wait(_TELL_EVERY_S):
+                with suppress(Exception):  # a storage that is away: nothing is drawn, that is all
+                    self._screen.say(self._headline())
             return
-        self._drawn = time.monotonic()
-        if self._live is not None:
-            self._live.update(self._table())
-        else:
-            self._screen.say(self._headline())
+        from rich.live import Live
+
+        with Live(console=self._screen.err, transient=True, auto_refresh=False) as live:
+            while not self._over.wait(_REDRAW_S):
+                with suppress(Exception):
+                    live.update(self._table(), refresh=True)
 
     def _settled(self) -> int:
         return sum(task.settled for queue in self._campaign.queues for task in queue.tasks().values())

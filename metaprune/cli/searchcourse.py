@@ -54,6 +54,7 @@ WHAT = {
     "journal.log": "every trial, for Optuna",
     "results": "what each evaluation found",
 }
+STORAGE = "METAPRUNE_STORAGE"  # so that no password has to be written down
 _PATIENCE_S = 60.0  # with workers of our own that have nothing left to do
 
 
@@ -179,7 +180,7 @@ def write_front(folder: str, bench: bool, as_json: bool) -> int:
 
 
 def load_settings(folder: Path) -> Settings:
-    """The settings that a campaign was begun with.
+    """The settings that a campaign was begun with; METAPRUNE_STORAGE goes over the address of its storage.
 
     Raises:
         InputError: The folder holds no campaign.
@@ -187,7 +188,7 @@ def load_settings(folder: Path) -> Settings:
     content = read_json(folder / SETTINGS, "the settings of a campaign")
     if not isinstance(content, dict):
         raise InputError(f"{folder / SETTINGS} must hold the settings of a campaign, but does not.")
-    return _settings(content)
+    return _settings(content | ({"storage": os.environ[STORAGE]} if os.environ.get(STORAGE) else {}))
 
 
 def standing(campaign: Campaign, folder: Path) -> dict[str, Any]:
@@ -229,7 +230,7 @@ def _course(
 ) -> int:
     screen, began = Screen(order.as_json), time.perf_counter()
     again = shlex.join(["metaprune", "search", "resume", str(folder)])
-    options = {**json.loads(json.dumps(settings.deciding)), "name": settings.name}
+    options = {**settings.deciding, "name": settings.name, "weights": None}  # they are known by what is in them
     check(folder, COMMAND, options, force=force, resume=resume)
     kept = False
     try:
@@ -240,8 +241,16 @@ def _course(
             if settings.storage is not None:
                 open_storage(settings.storage, folder)  # refused now, or never
             run = stack.enter_context(Run.open(folder, COMMAND, options, force=force, resume=resume))
-            write_atomically(run.path(SETTINGS), json.dumps(asdict(settings), indent=1).encode())
+            storage = None if settings.storage is None else without_password(settings.storage)
+            saved = {
+                **asdict(settings),
+                "storage": storage,
+                "weights": settings.weights and str(Path(settings.weights).absolute()),
+            }
+            write_atomically(run.path(SETTINGS), json.dumps(saved, indent=1).encode())
             kept = True
+            if force and settings.storage is not None:
+                Campaign.forget(settings, open_storage(settings.storage, folder))
             laboratory = _laboratory(settings, folder, watch)
             campaign = Campaign.begin(settings, open_storage(settings.storage, folder), laboratory.about, index=0)
             if order.track:
@@ -252,8 +261,8 @@ def _course(
             laboratory.dense()
             watch.end()
             if settings.workers > 0:
-                with _workers(folder, settings.workers - 1), Board(screen, campaign) as board:
-                    work(campaign, laboratory, board.told, board.draw)
+                with _workers(folder, settings), Board(screen, _other(settings, folder)) as board:
+                    work(campaign, laboratory, board.told)
             told = _tell(campaign, laboratory, folder, watch, command)
             if order.track:
                 watch.step("Tracking")
@@ -328,6 +337,13 @@ def _read(config: str, **given: Any) -> Settings:
     return read_settings(config, names, **given)
 
 
+def _saved(settings: Settings) -> dict[str, Any]:
+    """The settings for other processes, wherever they run, and without a password."""
+    storage = None if settings.storage is None else without_password(settings.storage)
+    weights = None if settings.weights is None else str(Path(settings.weights).absolute())
+    return {**asdict(settings), "storage": storage, "weights": weights}
+
+
 def _settings(content: dict[str, Any]) -> Settings:
     return TypeAdapter(Settings).validate_python(content)
 
@@ -350,13 +366,19 @@ def _laboratory(settings: Settings, folder: Path, watch: Watch) -> Laboratory:
     return Laboratory(settings, subject, folder)
 
 
+def _other(settings: Settings, folder: Path) -> Campaign:
+    """The same campaign for another thread."""
+    return Campaign(settings, open_storage(settings.storage, folder))
+
+
 @contextmanager
-def _workers(folder: Path, count: int) -> Iterator[None]:
+def _workers(folder: Path, settings: Settings) -> Iterator[None]:
     """Further processes that work meanwhile; they end by themselves, or are asked to."""
     command = [sys.executable, "-m", "metaprune.cli", "search", "worker", str(folder), "--json", "--index"]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **({STORAGE: settings.storage} if settings.storage else {})}
     with ExitStack() as stack:
-        logs = [stack.enter_context((folder / f"worker-{k}.log").open("wb")) for k in range(1, count + 1)]
+        names = [f"worker-{k}.log" for k in range(1, settings.workers)]
+        logs = [stack.enter_context((folder / name).open("wb")) for name in names]
         processes = [
             subprocess.Popen([*command, str(k)], stdout=subprocess.DEVNULL, stderr=log, env=environment)
             for k, log in enumerate(logs, 1)

@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from metaprune import tracking
+from metaprune.cli import searchcourse
 from metaprune.cli.searchcourse import load_settings
 from metaprune.search.campaign import Campaign
 from metaprune.search.settings import read_settings
@@ -214,6 +215,19 @@ def test_the_space_is_shown_before_anything_runs(tmp_path: Path, monkeypatch: py
     told = command("search", "space", "tiny.yaml", "--json").json
     assert told["ranges"]["macs"]["least"] < told["ranges"]["macs"]["most"]
     assert entries(tmp_path) == ["tiny.yaml"]
+
+
+def test_no_password_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read_settings(
+        "digits", storage="postgresql://me:secret@host/db", weights="w.safetensors", train=None, workers=2
+    )
+    saved = searchcourse._saved(settings)
+    assert "secret" not in json.dumps(saved)
+    assert saved["storage"] == "postgresql://me@host/db"
+    (tmp_path / "settings.json").write_text(json.dumps(saved))
+    assert load_settings(tmp_path).identity == settings.identity
+    monkeypatch.setenv("METAPRUNE_STORAGE", "postgresql://me:secret@host/db")
+    assert load_settings(tmp_path).storage == settings.storage
 
 
 BAD: dict[str, tuple[str, str, list[str], str]] = {

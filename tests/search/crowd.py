@@ -1,5 +1,6 @@
 """Processes that work on one campaign, and what must hold of it whatever happened to them."""
 
+import random
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from metaprune.search.campaign import Campaign
+from metaprune.search.queue import LEASE
 
 SCRIPT = Path(__file__).with_name("player.py")
 
@@ -30,12 +32,40 @@ def evaluated(folder: Path) -> list[tuple[float, str, int]]:
     return [(float(when), key, int(rung)) for when, key, rung in map(str.split, lines)]
 
 
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def until(condition: Callable[..., object], seconds: float = 60.0) -> None:
     """Wait for something."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+def killed(campaign: Campaign, folder: Path, kills: int, seconds: float) -> int:
+    """Let two workers work, kill one of them at a random moment of its work again and again, and let the rest end.
+
+    Returns:
+        How often one was killed; less than was asked for where the work had ended before.
+    """
+    draw, done = random.Random(0), 0
+    workers = [player(folder, seconds) for _ in range(2)]
+    while done < kills and not campaign.over:
+        victim = draw.randrange(2)
+        pid = workers[victim].pid
+        until(lambda pid=pid: works(campaign, pid) or campaign.over)
+        time.sleep(draw.uniform(0, 2 * seconds))
+        done += workers[victim].poll() is None
+        workers[victim].kill()
+        workers[victim].wait()
+        workers[victim] = player(folder, seconds)
+    for worker in workers:
+        assert worker.wait(600) == 0, (folder / "players.log").read_text()
+    return done
+
+
+def works(campaign: Campaign, pid: int) -> bool:
+    """Whether a process has a trial."""
+    running = [trial for queue in campaign.queues for trial in queue.trials() if trial.state == TrialState.RUNNING]
+    return any(trial.system_attrs.get(LEASE, {}).get("pid") == pid for trial in running)
 
 
 def check(campaign: Campaign, folder: Path, trials: int, kills: int = 0) -> None:

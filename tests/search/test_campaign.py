@@ -1,5 +1,6 @@
 """What comes first, what comes next, when it ends, and what is refused; with evaluations that are formulas."""
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from metaprune.errors import ConfigError, InputError
+from metaprune.errors import ConfigError, InputError, ResourceError
 from metaprune.search.campaign import ABOUT, Campaign, Job
 from metaprune.search.queue import KEY, ORIGIN
 from metaprune.search.settings import Choices, Rung, Settings, Stop
@@ -194,6 +195,30 @@ def test_an_interrupted_worker_gives_its_trial_back(tmp_path: Path) -> None:
     assert {task.state for task in campaign.queues[0].tasks().values()} == {"waiting"}
     assert max(task.deaths for task in campaign.queues[0].tasks().values()) == 0
     assert played(tmp_path, asked).over
+
+
+def test_a_full_disk_ends_the_worker_and_costs_no_trial(tmp_path: Path) -> None:
+    asked = settings(trials=15)
+    campaign = begun(tmp_path, asked)
+
+    def full(key: str, config: Mapping[str, Any], rung: int) -> dict[str, Any]:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise ResourceError("the disk is full") from error
+
+    with pytest.raises(ResourceError):
+        work(campaign, full)
+    assert {task.state for task in campaign.queues[0].tasks().values()} == {"waiting"}
+    assert played(tmp_path, asked).over
+
+
+def test_a_campaign_can_be_forgotten(tmp_path: Path) -> None:
+    campaign = played(tmp_path, settings(trials=15))
+    Campaign.forget(campaign.settings, campaign.storage)
+    Campaign.forget(campaign.settings, campaign.storage)
+    again = begun(tmp_path, settings(calibration=64))
+    assert {task.state for task in again.queues[0].tasks().values()} == {"waiting"}
 
 
 # ---- what is found ---------------------------------------------------------------------------------------------------

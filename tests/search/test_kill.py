@@ -1,12 +1,11 @@
 """Workers are killed at random moments: nothing is lost, nobody is waited for."""
 
-import random
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.search.crowd import check, evaluated, player, until
+from tests.search.crowd import check, evaluated, killed, player, until
 from tests.search.player import begun, settings
 
 RESTART_S = 2.0  # from the start of a process to its first evaluation
@@ -14,20 +13,11 @@ RESTART_S = 2.0  # from the start of a process to its first evaluation
 
 @pytest.mark.parametrize("kills", [8, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 def test_killed_workers_cost_nothing_but_their_time(tmp_path: Path, kills: int) -> None:
-    trials = 20 + 3 * kills
-    campaign = begun(tmp_path, settings(trials=trials))
-    draw = random.Random(0)
-    workers = [player(tmp_path, 0.05) for _ in range(2)]
-    for _ in range(kills):
-        until(lambda: evaluated(tmp_path))
-        time.sleep(draw.uniform(0.05, 0.6))
-        victim = draw.randrange(2)
-        workers[victim].kill()
-        workers[victim].wait()
-        workers[victim] = player(tmp_path, 0.05)
-    for worker in workers:
-        assert worker.wait(600) == 0, (tmp_path / "players.log").read_text()
+    trials = 20 + 8 * kills
+    campaign = begun(tmp_path, settings(trials=trials, sampler="random"))
+    assert killed(campaign, tmp_path, kills, 0.15) > kills / 2
     check(campaign, tmp_path, trials, kills)
+    assert sum(task.deaths for queue in campaign.queues for task in queue.tasks().values()) > kills / 4
 
 
 def test_the_next_trial_begins_soon_after_all_were_killed(tmp_path: Path) -> None:

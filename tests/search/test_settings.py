@@ -64,6 +64,7 @@ def test_the_identity_is_of_what_decides(tmp_path: Path) -> None:
     found = read(tmp_path)
     assert read(tmp_path, ("stop: {trials: 9}", "stop: {trials: 12}\nworkers: 4")).identity == found.identity
     assert read(tmp_path, ("taylor", "obs")).identity != found.identity
+    assert read(tmp_path, ("data: digits", "data: npz:elsewhere\nweights: some.safetensors")).identity == found.identity
 
 
 BAD = {
@@ -79,6 +80,7 @@ BAD = {
     "range upside down": ("[macs=0.5, macs=0.3]", "{macs: [0.7, 0.3]}", "lower one first"),
     "range off the steps": ("[macs=0.5, macs=0.3]", "{macs: [0.31, 0.7]}", "multiples of 5 %"),
     "limit": ("accuracy=20", "accurcy=20", "Did you mean 'accuracy'?"),
+    "impossible limit": ("accuracy=20", "accuracy=120", "must be quantity=number"),
     "limit that is none": ("accuracy=20", "latency_ms=soon", "must be quantity=number"),
     "objective without evaluator": ("limits:", "objectives: [beauty]\nlimits:", "'beauty' has none. Known: accuracy"),
     "too many objectives": ("limits:", "objectives: [macs, params, bytes, loss]\nlimits:", "one to three"),
