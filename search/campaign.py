@@ -25,13 +25,13 @@ from metaprune.errors import ConfigError, InputError
 from metaprune.search.pareto import Numbers, Point, best, ranks, unchanged
 from metaprune.search.queue import ORIGIN, Queue, Task, Worker
 from metaprune.search.results import digest
-from metaprune.search.settings import DIRECTIONS, Settings, Stop, sign_of
+from metaprune.search.settings import CHOICES, DIRECTIONS, STEP, Settings, Stop, sign_of
 
 ABOUT, STOP, BEGAN, CLOSED = "metaprune", "metaprune:stop", "metaprune:began", "metaprune:closed"
 REFERENCES = ("rd", "uniform", "global")  # allocators that what climbs is held against
 PREDICTED = "predicted_loss"  # stands for accuracy and loss where nothing is measured
 SAMPLER = "sampler"
-_ATTEMPTS = (8, 64)  # proposals of the sampler, then random ones, until one is new
+_ATTEMPTS = (4, 64)  # proposals of the sampler, then random ones, until one is new
 MAJOR = optuna.__version__.partition(".")[0]
 
 
@@ -98,9 +98,9 @@ class Campaign:
         study = campaign.queues[0].study
         study.set_user_attr(ABOUT, campaign._about(about))
         study.set_user_attr(STOP, asdict(settings.stop))
-        study.set_user_attr(BEGAN, time.time())
         study.set_user_attr(CLOSED, None)
         campaign._file_baselines()
+        study.set_user_attr(BEGAN, time.time())  # before this nobody proposes
         return campaign
 
     @staticmethod
@@ -142,7 +142,7 @@ class Campaign:
         """Of every choice that has more than one value."""
         choices = self.settings.choices
         found: dict[str, BaseDistribution] = {}
-        for name in ("criterion", "allocator", "metanet", "recovery", "round_to", "floor"):
+        for name in CHOICES:
             values = getattr(choices, name)
             if name == "allocator":
                 values = tuple(dict.fromkeys((*values, *self.settings.baselines)))
@@ -151,13 +151,12 @@ class Campaign:
         if not isinstance(choices.budget, Mapping):
             return found | ({"budget": CategoricalDistribution(choices.budget)} if len(choices.budget) > 1 else {})
         ((_, (low, high)),) = choices.budget.items()
-        return found | {"budget": IntDistribution(round(100 * low), round(100 * high), step=5)}
+        return found | {"budget": IntDistribution(round(100 * low), round(100 * high), step=STEP)}
 
     def config(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides what a trial gives: its choices over the first values of the others."""
         choices = self.settings.choices
-        names = ("criterion", "allocator", "metanet", "recovery", "round_to", "floor")
-        config = {name: params.get(name, getattr(choices, name)[0]) for name in names}
+        config = {name: params.get(name, getattr(choices, name)[0]) for name in CHOICES}
         config["budget"] = params.get("budget", choices.budgets[0])
         if isinstance(choices.budget, Mapping) and not isinstance(config["budget"], str):
             config["budget"] = f"{next(iter(choices.budget))}={config['budget'] / 100:g}"
@@ -243,7 +242,7 @@ class Campaign:
         if any(task.state == "waiting" for task in tasks.values()):
             return
         attrs = self.queues[0].study.user_attrs
-        if attrs[CLOSED] is not None:
+        if BEGAN not in attrs or attrs[CLOSED] is not None:
             return
         why = self._reason_to_stop(tasks, Stop(**attrs[STOP]), attrs[BEGAN])
         if why is None:

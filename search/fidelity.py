@@ -39,6 +39,7 @@ from metaprune.pipeline import (
 )
 from metaprune.plans import Plan
 from metaprune.recovery import Context, NoProgress, Progress, on_device, resolve, torch_device
+from metaprune.run import seed_everything
 from metaprune.search.campaign import PREDICTED
 from metaprune.search.latency import Table
 from metaprune.search.results import Results, digest
@@ -92,6 +93,7 @@ class Laboratory:
 
     def _find(self, config: Mapping[str, Any], number: int, place: Path) -> dict[str, Any]:
         began, rung = time.perf_counter(), self.settings.rungs[number]
+        seed_everything(self.settings.seed)  # whatever was evaluated here before
         plan, notes = self.plan(config)
         cost = self.network.cost_of(plan)
         sizes = dict(zip((axis.name for axis in self.network.axes), self.network.sizes(plan).tolist()))

@@ -19,6 +19,7 @@ from metaprune.search.results import digest
 DIRECTIONS = {"accuracy": "maximize", "loss": "minimize", **dict.fromkeys((*QUANTITIES, "latency_ms"), "minimize")}
 MEASURED = ("accuracy", "loss", "latency_ms")  # the others are known before anything runs
 BASELINES = ("rd", "uniform", "global", "lamp", "erk")
+CHOICES = ("criterion", "allocator", "metanet", "recovery", "round_to", "floor")  # beside the budget
 METANET = ("off", "edit", "scores", "both")  # who edits the network before the cut, and who judges its units
 STEP = 5  # percent, of a range of budgets: so several trials share one, and its baselines
 _STRICT = {"extra": "forbid"}
@@ -238,7 +239,8 @@ class Settings:
         objectives: One to three of accuracy, loss, macs, params, bytes, activations, latency_ms.
         rungs: Fidelities, the cheapest first; the study works on the first one.
         sampler: ``tpe``, ``gp``, ``nsga2`` or ``random``.
-        baselines: Allocators that are tried first at every budget, and always climb.
+        baselines: Allocators that are tried first at every budget; `rd`, `uniform` and `global` among them climb beside
+            what climbs.
         stop: When it ends.
         calibration: Training images that criteria and recoveries look at.
         seed: Decides every random number.

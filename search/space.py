@@ -12,7 +12,7 @@ from metaprune.budget import QUANTITIES
 from metaprune.errors import BudgetError
 from metaprune.graph import Axis, Network
 from metaprune.pipeline import reachable_limits
-from metaprune.search.settings import Settings
+from metaprune.search.settings import CHOICES, Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +118,7 @@ class Space:
                     if isinstance(choices.budget, Mapping)
                     else list(choices.budget)
                 ),
-                **{
-                    name: list(getattr(choices, name))
-                    for name in ("criterion", "allocator", "metanet", "recovery", "round_to", "floor")
-                },
+                **{name: list(getattr(choices, name)) for name in CHOICES},
             },
             "ranges": {
                 name: {"least": least, "most": most, "least_share": least / max(1, dense[name])}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from metaprune.errors import ConfigError, InputError, ResourceError
@@ -225,7 +226,7 @@ def test_a_campaign_can_be_forgotten(tmp_path: Path) -> None:
 
 
 def test_gains_are_over_plain_allocators_at_the_same_budget(tmp_path: Path) -> None:
-    campaign = played(tmp_path, settings(trials=25))
+    campaign = played(tmp_path, settings(trials=25, rungs=(Rung(kind="evaluate"), Rung(kind="finetune", share=0.8))))
     points = campaign.points(1)
     by = {(point.origin, point.config["budget"]): point for point in points}
     for point in points:
@@ -284,6 +285,16 @@ def test_another_config_network_or_optuna_is_refused(tmp_path: Path) -> None:
 def test_a_worker_needs_a_campaign(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="metaprune search run"):
         Campaign(settings(), open_storage(None, tmp_path))
+
+
+def test_a_worker_that_comes_early_waits(tmp_path: Path) -> None:
+    campaign = begun(tmp_path, settings(baselines=()))
+    study = optuna.create_study(study_name="early/0-evaluate", storage=campaign.storage, directions=["maximize"] * 2)
+    optuna.create_study(study_name="early/1-finetune", storage=campaign.storage, directions=["maximize"] * 2)
+    early = Campaign(settings(name="early", baselines=()), campaign.storage)
+    assert early.next() is None
+    assert not early.over
+    assert study.trials == []
 
 
 def test_keys_are_of_what_decides(tmp_path: Path) -> None:
