@@ -72,7 +72,7 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
         tasks = [task for queue in campaign.queues for task in queue.tasks().values()]
         states = [trial.state for queue in campaign.queues for trial in queue.trials()]
         before = len(evaluated(folder))
-        begun(folder, settings(trials=trials + 5))
+        begun(folder, settings(trials=trials + 5, sampler="random"))
         began = time.time()
         player(folder, 0.0).wait()
         return {
