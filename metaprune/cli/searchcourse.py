@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -55,6 +56,7 @@ WHAT = {
     "results": "what each evaluation found",
 }
 STORAGE = "METAPRUNE_STORAGE"  # so that no password has to be written down
+BOUND = "METAPRUNE_BOUND"  # a worker that ends with the process that started it
 _PATIENCE_S = 60.0  # with workers of our own that have nothing left to do
 
 
@@ -126,12 +128,13 @@ def show_status(folder: str, as_json: bool) -> int:
 def help_out(folder: str, index: int | None, as_json: bool) -> int:
     """`metaprune search worker`."""
     place, screen = Path(folder), Screen(as_json)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends first: the trial is given back
+    if os.environ.get(BOUND):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     settings = load_settings(place)
     began = time.perf_counter()
     torch.set_num_threads(1)
     try:
-        with screen.watch() as watch:
+        with _heeding_schedulers(), screen.watch() as watch:
             laboratory = _laboratory(settings, place, watch)
             campaign = Campaign(settings, open_storage(settings.storage, place), Worker.here(), index)
             campaign.check(laboratory.about)
@@ -234,7 +237,7 @@ def _course(
     check(folder, COMMAND, options, force=force, resume=resume)
     kept = False
     try:
-        with screen.watch() as watch, ExitStack() as stack:
+        with _heeding_schedulers(), screen.watch() as watch, ExitStack() as stack:
             tracked = tracker(order.tracking_uri, order.track)
             watch.step("Reading network and data")
             _checked(settings, folder)
@@ -372,15 +375,36 @@ def _other(settings: Settings, folder: Path) -> Campaign:
 
 
 @contextmanager
+def _heeding_schedulers() -> Iterator[None]:
+    """Take SIGTERM, which they send first, for a Ctrl-C: what was begun is given back."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that holds the other end of our input, then end too."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
 def _workers(folder: Path, settings: Settings) -> Iterator[None]:
     """Further processes that work meanwhile; they end by themselves, or are asked to."""
     command = [sys.executable, "-m", "metaprune.cli", "search", "worker", str(folder), "--json", "--index"]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, **({STORAGE: settings.storage} if settings.storage else {})}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, BOUND: "yes"}
+    environment |= {STORAGE: settings.storage} if settings.storage else {}
     with ExitStack() as stack:
         names = [f"worker-{k}.log" for k in range(1, settings.workers)]
         logs = [stack.enter_context((folder / name).open("wb")) for name in names]
         processes = [
-            subprocess.Popen([*command, str(k)], stdout=subprocess.DEVNULL, stderr=log, env=environment)
+            stack.enter_context(
+                subprocess.Popen(
+                    [*command, str(k)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, env=environment
+                )
+            )
             for k, log in enumerate(logs, 1)
         ]
         try:

@@ -286,9 +286,11 @@ def test_a_dead_mlflow_does_not_stop_the_search(tmp_path: Path, monkeypatch: pyt
     assert "metaprune search sync out" in done.said
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "ending", [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_a_search_that_was_ended_goes_on(tmp_path: Path, ending: signal.Signals) -> None:
-    (tmp_path / "slow.yaml").write_text(CONFIG.replace("networks: 1", "networks: 0"))
+    (tmp_path / "slow.yaml").write_text(CONFIG.replace("networks: 1", "networks: 0\nworkers: 2"))
     words = ["search", "run", str(tmp_path / "slow.yaml"), "--no-track", "--out", str(tmp_path / "a folder")]
     with subprocess.Popen(
         [sys.executable, "-m", "metaprune.cli", *words],
@@ -306,14 +308,18 @@ def test_a_search_that_was_ended_goes_on(tmp_path: Path, ending: signal.Signals)
         _, said = child.communicate(timeout=60)
     folder = tmp_path / "a folder"
     again = ["search", "resume", str(folder)]
-    if ending == signal.SIGINT:
+    until_s = time.monotonic() + 60
+    while subprocess.run(["pgrep", "-f", f"search worker {folder}"], capture_output=True, check=False).stdout:
+        assert time.monotonic() < until_s, "a worker has outlived the run that started it"
+        time.sleep(0.1)
+    if ending != signal.SIGKILL:
         assert child.returncode == 130, said
         (line,) = [line for line in said.splitlines() if line.startswith("  metaprune ")]
         again = shlex.split(line)[1:]
-    done = command(*again, "--no-track", "--json")
+    done = command(*again, "--workers", "1", "--no-track", "--json")
     assert done.code == 0, done.err
     (first, _) = done.json["rungs"]
     assert (first["done"], first["deaths"] <= 1) == (8, True)
     campaign = Campaign(load_settings(folder), open_storage(None, folder))
     assert campaign.over
-    assert campaign.settings == read_settings(tmp_path / "slow.yaml")
+    assert campaign.settings == read_settings(tmp_path / "slow.yaml", workers=1)
