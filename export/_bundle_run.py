@@ -13,7 +13,7 @@ import onnxruntime
 HERE = Path(__file__).parent
 
 
-def run(inputs, name="model.onnx"):
+def run(inputs: dict[str, np.ndarray], name: str = "model.onnx") -> dict[str, np.ndarray]:
     """Outputs by name, for inputs by name."""
     session = onnxruntime.InferenceSession(HERE / name, providers=["CPUExecutionProvider"])
     return dict(zip((port.name for port in session.get_outputs()), session.run(None, inputs)))
