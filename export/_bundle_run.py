@@ -21,7 +21,7 @@ def run(inputs: dict[str, np.ndarray], name: str = "model.onnx") -> dict[str, np
 
 if __name__ == "__main__":
     if len(sys.argv) > 2:
-        np.savez(sys.argv[2], **run(dict(np.load(sys.argv[1])), *sys.argv[3:4]))
+        np.savez(sys.argv[2], **run(dict(np.load(sys.argv[1])), *sys.argv[3:4]))  # type: ignore[arg-type]
     else:
         for name, value in run(dict(np.load(HERE / "example.npz"))).items():
             wanted = np.load(HERE / "expected.npz")[name]
