@@ -125,6 +125,7 @@ def as_product(model: ModelProto, node: NodeProto, weight: TensorProto, transpos
 def halved(job: dict[str, Any]) -> None:
     """Everything between inputs and outputs."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     model = onnx.load(job["path"])
     largest = max(
@@ -137,7 +138,9 @@ def halved(job: dict[str, Any]) -> None:
     )
     if largest > LARGEST_HALF:
         raise Refused(f"fp16 ends at {LARGEST_HALF:g}, but a weight is {largest:g}")
-    onnx.save(convert_float_to_float16(model, keep_io_types=True), job["target"])
+    made = OnnxModel(convert_float_to_float16(model, keep_io_types=True))
+    made.topological_sort()  # casts of inputs come last otherwise
+    onnx.save(made.model, job["target"])
 
 
 if __name__ == "__main__":

@@ -164,7 +164,10 @@ def quantise(
             model.metadata_props.add(key=name, value=text)
         _clean(model)
         onnx.save(model, target)
-    open_session(target, threads=1)
+    findings = open_session(target, threads=1).structure.findings
+    if findings:
+        Path(target).unlink()
+        raise UnsupportedModelError(f"{method} is not possible for this network: {findings[0]}.")
     return Path(target)
 
 

@@ -30,11 +30,35 @@ from metaprune.measure.accuracy import Accuracy, Split, compare, of_hits
 from metaprune.measure.fresh import in_fresh_process
 
 _REFERENCE = Path(__file__).with_name("_reference_job.py")
-_AGREE = 0.999  # share of samples whose answer must be the same, ties apart
-_SAME_POINTS = 0.1  # what the accuracy of a float32 file may differ from the network's, in points
 _ALONE = 1e-5  # without a network: largest difference of two ways to run the file, as a share of the scale
 _LISTED = 20  # differing samples that are named
 _NO_ANSWERS = "not made: it needs the network, and scores of several answers per sample."
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gate:
+    """What a file in some kind of numbers may differ from the network in.
+
+    Args:
+        numbers: What it is called.
+        share: Largest error as a share of the largest output; None for what rounding in float32 explains.
+        ratio: Least ratio of signal to noise in dB, where that is looked at.
+        agree: Share of samples whose answer must be the same, ties apart.
+        points: Accuracy that may be lost, in points.
+    """
+
+    numbers: str
+    share: float | None
+    ratio: float | None
+    agree: float
+    points: float
+
+
+_EXACT = _Gate(numbers="float32", share=None, ratio=None, agree=0.999, points=0.1)
+_GATES = {
+    "fp16": _Gate(numbers="fp16", share=5e-3, ratio=None, agree=0.995, points=0.2),
+    "int8": _Gate(numbers="int8", share=0.25, ratio=20.0, agree=0.98, points=0.5),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,20 +178,22 @@ def validate(
     example = _inputs(session, split, data, samples)
     truth = None if judge is None else _truth(judge, example)
     outputs = session.run_batched(session.feeds(example))
+    gate = _GATES.get(session.metadata.get("metaprune.precision", "").partition("-")[0], _EXACT)
     checks = [
         _structure(session),
-        _numeric(truth, outputs),
-        _third_opinion(session, example, truth, outputs, threads, reference_limit_s),
+        _numeric(truth, outputs, gate),
+        _third_opinion(session, example, truth, outputs, gate, threads, reference_limit_s),
     ]
     noise = 0.0 if truth is None else 2 * truth.deviation(outputs).tolerance
-    culprit = None if judge is None or checks[1].passed is not False else find_culprit(session, judge, example)
+    wrong = checks[1].passed is False and gate is _EXACT  # smaller numbers are off in every node
+    culprit = find_culprit(session, judge, example) if judge is not None and wrong else None
     if split is None:
         answers = _answers_on(truth, outputs, noise)
         return Validation(
             path=str(path),
             checks=(
                 *checks,
-                _agreement(answers) if answers else Check(name="agreement", passed=None, detail=_NO_ANSWERS),
+                _agreement(answers, gate) if answers else Check(name="agreement", passed=None, detail=_NO_ANSWERS),
                 Check(name="accuracy", passed=None, detail="not made: it needs a split with labels."),
             ),
             culprit=culprit,
@@ -175,7 +201,7 @@ def validate(
     answers = _answers(session, judge, split, batch_size, noise, progress)
     return Validation(
         path=str(path),
-        checks=(*checks, _agreement(answers), _accuracy(answers, split.name, dense, max_drop)),
+        checks=(*checks, _agreement(answers, gate), _accuracy(answers, split.name, gate, dense, max_drop)),
         accuracy=answers.of_file(split.name),
         culprit=culprit,
     )
@@ -217,12 +243,32 @@ def _structure(session: Session) -> Check:
     return Check(name="structure", passed=not found.findings, detail=detail, values=found.to_json())
 
 
-def _numeric(truth: Truth | None, outputs: Mapping[str, NDArray[Any]]) -> Check:
+def _numeric(truth: Truth | None, outputs: Mapping[str, NDArray[Any]], gate: _Gate) -> Check:
     if truth is None:
         return Check(name="numeric", passed=None, detail="not made: it needs the network.")
     deviation = truth.deviation(outputs)
     values = {**deviation.to_json(), "n": len(next(iter(truth.single.values()))), "label": "measured"}
-    return Check(name="numeric", passed=deviation.passed, detail=f"{deviation}.", values=values)
+    if gate.share is None:
+        return Check(name="numeric", passed=deviation.passed, detail=f"{deviation}.", values=values)
+    passed = deviation.relative <= gate.share
+    detail = f"in {gate.numbers}, error {deviation.relative:.1e} of the largest output, {gate.share:g} may be"
+    if gate.ratio is not None and np.isfinite(deviation.relative):
+        ratio = _signal_to_noise(truth, outputs)
+        passed, values["sqnr_db"] = passed and ratio >= gate.ratio, ratio
+        detail += f"; signal to noise {ratio:.1f} dB, at least {gate.ratio:g} must be"
+    return Check(name="numeric", passed=passed, detail=f"{detail}.", values=values)
+
+
+def _signal_to_noise(truth: Truth, outputs: Mapping[str, NDArray[Any]]) -> float:
+    """Power of the network's outputs over that of their errors in dB, the worst of all outputs."""
+    ratios = []
+    for wanted, got in zip(truth.single.values(), outputs.values()):
+        if wanted.dtype.kind == "f":
+            noise = float(np.mean((wanted.astype(np.float64) - got) ** 2))
+            ratios.append(
+                10 * np.log10(max(float(np.mean(wanted.astype(np.float64) ** 2)), 1e-300) / max(noise, 1e-300))
+            )
+    return float(min(ratios, default=np.inf))
 
 
 def _third_opinion(
@@ -230,6 +276,7 @@ def _third_opinion(
     example: Example,
     truth: Truth | None,
     outputs: dict[str, NDArray[Any]],
+    gate: _Gate,
     threads: int | None,
     limit_s: float,
 ) -> Check:
@@ -254,7 +301,7 @@ def _third_opinion(
             missing = f"not done after {limit_s:g} s"
         except InputError as error:
             missing = f"unable to run the file ({error})"
-    bad = {way for way, deviation in errors.items() if not deviation.passed}
+    bad = {way for way, error in errors.items() if not error.passed and not error.relative <= (gate.share or 0.0)}
     verdict = _verdict(bad, truth is not None)
     found = ", ".join(f"{way} {deviation.relative:.1e}" for way, deviation in errors.items())
     return Check(
@@ -369,7 +416,7 @@ def _margin(score_NC: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(best_NC[..., -1] - best_NC[..., -2])
 
 
-def _agreement(answers: _Answers) -> Check:
+def _agreement(answers: _Answers, gate: _Gate) -> Check:
     """The same top-1 answer; where the network itself is undecided within rounding, either answer will do."""
     if answers.network_N is None or answers.margin_N is None:
         return Check(name="agreement", passed=None, detail="not made: it needs the network.")
@@ -381,21 +428,21 @@ def _agreement(answers: _Answers) -> Check:
     detail = f"{n - int(differ_N.sum())} of {n} answers are the same" + (f", {ties} are ties" if ties else "") + "."
     return Check(
         name="agreement",
-        passed=agree >= _AGREE,
+        passed=agree >= gate.agree,
         detail=detail,
         values={"value": 100 * agree, "unit": "%", "n": n, "ties": ties, "differing": listed, "label": "measured"},
     )
 
 
-def _accuracy(answers: _Answers, split: str, dense: Accuracy | None, max_drop: float | None) -> Check:
+def _accuracy(answers: _Answers, split: str, gate: _Gate, dense: Accuracy | None, max_drop: float | None) -> Check:
     accuracy, network = answers.of_file(split), answers.of_network(split)
     values: dict[str, Any] = {"file": accuracy.to_json()}
     details, passed = [f"{accuracy}"], True
     if network is not None:
         values["network"] = network.to_json()
         change = accuracy.top1 - network.top1
-        passed = abs(change) <= _SAME_POINTS
-        details.append(f"{change:+.2f} points from the network (at most {_SAME_POINTS} may be)")
+        passed = (abs(change) if gate is _EXACT else -change) <= gate.points
+        details.append(f"{change:+.2f} points from the network (at most {gate.points} may be)")
     if dense is not None:
         paired = compare(dense, accuracy)
         values["against_dense"] = paired.to_json()

@@ -15,6 +15,7 @@ from metaprune.export.quantise import METHODS, Calibration, _verdict, calibratio
 from metaprune.export.session import open_session
 from metaprune.export.structure import read
 from metaprune.export.to_onnx import export
+from metaprune.export.validate import validate
 from metaprune.measure.accuracy import Paired, compare, of_hits
 from metaprune.measure.latency import Comparison
 from metaprune.measure.quantity import Quantity
@@ -144,3 +145,27 @@ def test_only_what_is_offered_is_left(tmp_path: Path) -> None:
         assert (offer.latency is None) == (offer.method == "int8-dynamic")
         assert offer.to_json()["offered"] is offer.offered
     assert found[0].calibration == "40 samples of noise"
+
+
+def test_smaller_numbers_are_checked_by_gates_of_their_own(tmp_path: Path) -> None:
+    net, x = make("conv"), torch.randn(400, 3, 16, 16)
+    with torch.no_grad():
+        split = Labelled(x, net(x).argmax(1))
+    export(net, x[:2], tmp_path / "net.onnx")
+    for method, least in (("int8", 20.0), ("fp16", 40.0)):
+        quantise(
+            tmp_path / "net.onnx", tmp_path / "small.onnx", method, device=HOST, calibration=calibration(3, 16, 16)
+        )
+        found = validate(tmp_path / "small.onnx", net, split, reference_limit_s=0)
+        assert found["structure"].passed
+        assert found["numeric"].passed, found["numeric"].detail
+        assert found["third opinion"].passed, found["third opinion"].detail
+        assert f"in {method}" in found["numeric"].detail
+        assert found.culprit is None
+        if method == "int8":
+            assert found["numeric"].values["sqnr_db"] >= least
+        else:
+            assert found.passed, found.to_json()
+    wrong = make("conv")
+    nn.init.normal_(wrong[9].weight)
+    assert not validate(tmp_path / "small.onnx", wrong, split, reference_limit_s=0).passed
