@@ -6,11 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from metaprune.allocate import ALLOCATORS, Allocator, Problem, Sizes
+from metaprune.edits import Keep
 from metaprune.errors import ConfigError, InputError
 from metaprune.graph import Axis
-from metaprune.search.supernet import Supernet
+from metaprune.graph.record import tensors_in
+from metaprune.measure import output_error
+from metaprune.modes import evaluating
+from metaprune.plans import Plan
+from metaprune.recovery import Context, Reconstruct
+from metaprune.search.supernet import Supernet, parts_of
+from metaprune.task import Task, on_calibration_data
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -24,7 +33,7 @@ class Found:
 
     Attributes:
         sizes: Of every axis of the network.
-        error: Of the outputs, in the last stage of the last round.
+        error: Of the outputs, once healed; if that is not asked for, in the last stage of the last round.
         starts: The same for each start, by name.
         evaluations: Configurations that were rated, in whatever stage.
     """
@@ -43,17 +52,17 @@ class Tyr(Allocator):
     The best of what other allocators propose is where evolution
     (:class:`~metaprune.search.samplers.tyr.TyrSampler`) starts. Its candidates are rated by the squared error of the
     outputs, all of a generation on the same few samples, the best of them on more; what stays compares on the same
-    samples all along. Each round makes the variants anew around
-    what was found, at half the interval, as long as that makes other sizes. In the last round all starts compete once
-    more, so that nothing is given that is worse there than one of them.
-
-    It is made for the recovery ``reconstruct``: variants have weights that make up for what left.
+    samples all along. Each round makes the variants anew around what was found, at half the interval, as long as that
+    makes other sizes. In the end the best of each round and the starts are really cut, healed by the recovery
+    ``reconstruct``, which the search is made for, and compared with the dense network on samples that they were not
+    healed on: variants are made for any neighbours, and mislead where healing makes up for what neighbours lack. So
+    nothing is given that is worse there than one of the starts.
 
     Source: Li et al., Týr-the-Pruner, NeurIPS 2025, arXiv:2503.09657.
     Differs from it: any network and real costs; which units stay is said by the criterion; layers read the expectation
     over variants of those before them, which in the published code a shadowed argument turns off; the knapsack and
     others as starts; half of the children are guided by a model of what was seen; only outputs are compared, and those
-    by squared error.
+    by squared error; a choice by healing in the end.
 
     Args:
         samples: Calibration samples that variants are made from, at least 1.
@@ -69,6 +78,8 @@ class Tyr(Allocator):
         starts: Allocators whose proposals are rated first.
         rows: Most samples x places that are looked at for one layer, at least 1.
         ridge: Strength of the ridge relative to the mean square of the inputs, above 0.
+        healed: Samples that the last candidates are healed on, and as many others on which they compare, at least 0;
+            with 0 the best of the last round on the variants is given, which all starts are in.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
@@ -85,11 +96,12 @@ class Tyr(Allocator):
     starts: tuple[str, ...] = ("rd", "uniform", "global")
     rows: int = 16384
     ridge: float = 1e-3
+    healed: int = 512
 
     def __post_init__(self) -> None:
-        counts = "samples rated first rounds reach generations children survivors patience rows".split()
+        counts = "samples rated first rounds reach generations children survivors patience rows healed".split()
         for name in counts:
-            least = int(name != "generations")
+            least = int(name not in ("generations", "healed"))
             if getattr(self, name) < least:
                 raise ConfigError(f"`{name} >= {least}` must hold, but {name}={getattr(self, name)}.")
         if not 0 < self.interval <= 1 or not self.ridge > 0:
@@ -115,20 +127,27 @@ class Tyr(Allocator):
         """
         starts = {name: _sizes_by(problem, name) for name in self.starts}
         interval, evaluations = self.interval, 0
-        best: list[Sizes] = []  # of the round before
+        best: list[Sizes] = []  # of each round
         offered: dict[str, set[int]] = {axis.name: set() for axis in problem.axes}
         for number in range(self.rounds):
-            first = [*starts.values(), *best]
-            levels = {axis.name: self._levels(problem, axis, interval, first, best) for axis in problem.axes}
+            first = [*starts.values(), *best[-1:]]
+            levels = {axis.name: self._levels(problem, axis, interval, first, best[-1:]) for axis in problem.axes}
             if all(offered[name].issuperset(sizes_L.tolist()) for name, sizes_L in levels.items()):
                 break
             for name, sizes_L in levels.items():
                 offered[name].update(sizes_L.tolist())
             one = _Round(self, problem, levels, number)
             sizes, errors = one.run(first)
-            best, evaluations = [sizes], evaluations + one.evaluations
+            best, evaluations = [*best, sizes], evaluations + one.evaluations
             interval /= 2
-        return Found(sizes, one.errors[sizes.tobytes()], dict(zip(starts, errors)), evaluations)
+        if not self.healed:
+            return Found(sizes, one.errors[sizes.tobytes()], dict(zip(starts, errors)), evaluations)
+        finalists = {sizes.tobytes(): sizes for sizes in (*best[::-1], *starts.values())}
+        final = _Final(problem, self.healed)
+        rated = {key: final.error(sizes) for key, sizes in finalists.items()}
+        chosen = min(rated, key=lambda key: rated[key])
+        seen = {name: rated[sizes.tobytes()] for name, sizes in starts.items()}
+        return Found(finalists[chosen], rated[chosen], seen, evaluations + len(rated))
 
     def _levels(
         self, problem: Problem, axis: Axis, interval: float, first: Sequence[Sizes], best: Sequence[Sizes]
@@ -221,6 +240,39 @@ class _Round:
             self.evaluations += 1
             self.errors[key] = self.supernet.rate(sizes, range(self.parts))
         return self.errors[key]
+
+
+class _Final:
+    """Networks that are really cut, healed on some samples, and compared with the dense one on others."""
+
+    def __init__(self, problem: Problem, samples: int) -> None:
+        parts = parts_of(problem, min(samples, 64), 2 * samples)
+        self.problem, self.samples = problem, samples
+        self.healing, self.comparing = parts[::2], parts[1::2] or parts
+        self.wanted = self._outputs(problem.network.model)
+
+    def error(self, sizes: Sizes) -> float:
+        """Squared error of the outputs over their square."""
+        network, seed = self.problem.network, self.problem.seed
+        left = {axis: int(sizes[network.index(axis.name)]) for axis in self.problem.axes}
+        cuts = (Keep(axis.name, axis.size, self.problem.best(axis, k)) for axis, k in left.items() if k < axis.size)
+        plan = Plan(tuple(cuts))
+        context = Context(
+            calibration=lambda: iter(self.healing), task=self._task(), dense=network.model, network=network, plan=plan,
+            seed=seed,
+        )  # fmt: skip
+        slim = Reconstruct(samples=self.samples).recover(network.apply(plan), context).model
+        error = output_error(self.wanted, self._outputs(slim))
+        return error if np.isfinite(error) else float("inf")
+
+    def _task(self) -> Task:
+        assert self.problem.task is not None
+        return self.problem.task
+
+    @torch.no_grad()
+    def _outputs(self, model: nn.Module) -> list[Tensor]:
+        with evaluating(model), on_calibration_data():
+            return [tensors_in(self._task().outputs(model, part))[0].float() for part in self.comparing]
 
 
 @contextmanager

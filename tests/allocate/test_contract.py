@@ -48,7 +48,16 @@ def problem(name: str = "digits_cnn", budget: float = 0.5, quantity: str = "macs
 QUICK: dict[str, dict[str, Any]] = {
     "fedtiny": {"candidates": 2},
     "tas": {"steps": 3},
-    "tyr": {"samples": 8, "rated": 4, "first": 2, "rounds": 1, "generations": 2, "children": 2, "survivors": 1},
+    "tyr": {
+        "samples": 8,
+        "rated": 4,
+        "first": 2,
+        "rounds": 1,
+        "generations": 2,
+        "children": 2,
+        "survivors": 1,
+        "healed": 0,
+    },
 }
 MEASURED = ("fedtiny", "tas", "tyr")  # they go by what the network gives
 

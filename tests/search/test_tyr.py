@@ -12,12 +12,15 @@ from torch import nn
 import metaprune as mp
 from metaprune import zoo
 from metaprune.allocate import ALLOCATORS, Problem
+from metaprune.edits import Keep
 from metaprune.errors import ConfigError, InputError
 from metaprune.graph import trace
+from metaprune.measure import output_error
+from metaprune.recovery import Context, Reconstruct
 from metaprune.search.tyr import Tyr
 from metaprune.task import FeatureMatching
 
-QUICK = Tyr(samples=32, rated=32, first=8, generations=6, children=4)
+QUICK = Tyr(samples=32, rated=32, first=8, generations=6, children=4, healed=0)
 
 
 def problem(name: str = "digits_cnn", budget: float = 0.5, **options: Any) -> Problem:
@@ -37,6 +40,29 @@ def test_nothing_is_worse_than_the_best_start(name: str) -> None:
     assert found.error < min(found.starts.values())
     assert asked.fits(found.sizes)
     assert found.evaluations > 20
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "vit_tiny", "gru_classifier"])
+def test_in_the_end_healed_networks_compare(name: str) -> None:
+    asked = problem(name)
+    found = replace(QUICK, healed=16).find(asked)
+    assert found.error <= min(found.starts.values())
+    even, network = asked.full.copy(), asked.network
+    for axis, ranks in ALLOCATORS["uniform"]().allocate(asked).items():
+        even[network.index(axis)] = len(ranks)
+    assert asked.batches is not None
+    (x,) = next(asked.batches())
+    plan = mp.Plan(tuple(
+        Keep(axis.name, axis.size, asked.best(axis, even[network.index(axis.name)])) for axis in asked.axes
+    ))  # fmt: skip
+    task = FeatureMatching(network.model)
+    context = Context(
+        calibration=lambda: iter([(x[:16],)]), dense=network.model, network=network, plan=plan, task=task
+    )  # fmt: skip
+    slim = Reconstruct(samples=16).recover(network.apply(plan), context).model.eval()
+    with torch.no_grad():
+        error = output_error([network.model(x[16:])], [slim(x[16:])])
+    assert found.starts["uniform"] == pytest.approx(error, rel=1e-4)
 
 
 def test_without_generations_the_best_start_is_given() -> None:
