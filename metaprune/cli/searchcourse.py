@@ -25,7 +25,7 @@ from metaprune.cli.searchboard import Board, draw_end, draw_space, draw_status
 from metaprune.cli.searchfront import FRONT, files_of, write_networks
 from metaprune.cli.summary import REPORT
 from metaprune.criteria import CRITERIA
-from metaprune.errors import GateError, InputError, ResourceError
+from metaprune.errors import ConfigError, GateError, InputError, ResourceError
 from metaprune.files import read_json, write_atomically
 from metaprune.recovery import RECOVERIES
 from metaprune.report import CampaignFindings
@@ -234,6 +234,10 @@ def _course(
     screen, began = Screen(order.as_json), time.perf_counter()
     again = shlex.join(["metaprune", "search", "resume", str(folder)])
     options = {**settings.deciding, "name": settings.name, "weights": None}  # they are known by what is in them
+    if (folder / SETTINGS).exists() and not (force or resume):
+        raise ConfigError(
+            f"{folder} holds a campaign. Go on with `{again}`, give --force to delete it, or another --out."
+        )
     check(folder, COMMAND, options, force=force, resume=resume)
     kept = False
     try:

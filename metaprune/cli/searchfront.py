@@ -1,5 +1,6 @@
 """The networks of a front as files that can be deployed, each of them proved as that of `metaprune prune` is."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def _write(
     result = laboratory.result(point.key, point.config, int(point.fidelity.partition("-")[0]))
     result.save(place)
     dense = laboratory.network.model
+    dense = dense if laboratory.device.type == "cpu" else copy.deepcopy(dense).cpu()  # files are made and tried there
     delivery = deliver(result, dense, laboratory.subject, options, place, watch, alone=not bench)
     watch.end()
     found = result.accuracy["recovered"]

@@ -174,6 +174,13 @@ def test_it_goes_on_for_more_trials_and_computes_nothing_twice(copied: Path) -> 
     assert {path: after[path] for path in before} == before
 
 
+def test_a_folder_with_a_campaign_is_not_begun_again(copied: Path) -> None:
+    Path("tiny.yaml").write_text(CONFIG)
+    done = command("search", "run", "tiny.yaml", "--out", copied)
+    assert done.code == 3
+    assert "holds a campaign. Go on with `metaprune search resume" in done.said
+
+
 def test_a_worker_of_a_campaign_that_is_over_has_nothing_to_do(copied: Path) -> None:
     done = command("search", "worker", copied, "--json")
     assert done.code == 0, done.err
