@@ -36,6 +36,7 @@ from metaprune.pipeline import (
     reachable_limits,
     share_left,
     stored_tensors,
+    with_times,
 )
 from metaprune.plans import Plan
 from metaprune.recovery import Context, NoProgress, Progress, on_device, resolve, torch_device
@@ -78,6 +79,8 @@ class Laboratory:
             freeze=settings.space.freeze or None,
             only=settings.space.only or None,
         )
+        for budget in settings.choices.budgets:  # those of time need a table of this machine, measured once
+            self.network = with_times(self.network, budget)
         self.task: Task = resolve_task(settings.task, self.network.model)
         self._judgements: dict[tuple[Any, ...], Judgement] = {}
 

@@ -100,10 +100,11 @@ class Choices:
 
 def _check_range(budget: Mapping[str, tuple[float, float]]) -> None:
     for quantity, (low, high) in budget.items():
-        if len(budget) > 1 or quantity not in QUANTITIES or not 0 < low < high <= 1:
+        known = (*QUANTITIES, "latency")
+        if len(budget) > 1 or quantity not in known or not 0 < low < high <= 1:
             raise ConfigError(
-                f"a range of budgets must be one of {', '.join(QUANTITIES)} with two shares up to 1, the lower one "
-                f"first, but it is {dict(budget)!r}.{did_you_mean(quantity, QUANTITIES)}"
+                f"a range of budgets must be one of {', '.join(known)} with two shares up to 1, the lower one first, "
+                f"but it is {dict(budget)!r}.{did_you_mean(quantity, known)}"
             )
         steps = (low * 100 / STEP, high * 100 / STEP)
         if any(abs(step - round(step)) > 1e-9 for step in steps):

@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from metaprune.errors import BudgetError
+from metaprune.graph import Network
+from metaprune.search import fidelity
 from metaprune.search.campaign import Campaign
 from metaprune.search.fidelity import Laboratory
 from metaprune.search.latency import Table
 from metaprune.search.prepare import read, train
 from metaprune.search.results import Results
 from metaprune.search.settings import Choices, Rung, Settings, SpaceOptions, Training
+from metaprune.search.space import Space
 from metaprune.search.store import open_storage
 from metaprune.search.worker import work
 
@@ -201,6 +204,18 @@ def test_measured_latencies_are_told_and_predicted_ones_learn_from_them(
 
 def test_a_table_without_measurements_follows_the_macs(tmp_path: Path) -> None:
     assert Table(Results(tmp_path)).predicted([0.4, 0.9, 0.9]) == pytest.approx(0.4)
+
+
+def test_a_budget_of_time_is_met_by_a_table_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(network: Network, budget: str) -> Network:
+        cost = network.cost()  # without times
+        return network.with_latency(lambda sizes: 3.0 * network.cost_many(sizes).macs / cost.macs)
+
+    monkeypatch.setattr(fidelity, "with_times", timed)
+    lab = laboratory(tmp_path, choices=Choices(budget={"latency": (0.4, 0.6)}))
+    Space.of(lab.network, lab.settings)
+    found = lab("key", changed(budget="latency=0.5"), 0)
+    assert found["metrics"]["macs"] <= 0.5 * lab.network.cost().macs
 
 
 @pytest.mark.long
