@@ -27,8 +27,9 @@ from metaprune import data, zoo
 from metaprune.measure import Accuracy, accuracy, compare
 from metaprune.pipeline import calibration_batches
 from metaprune.recovery import Context, RecalibrateNorm
+from metaprune.zoo.resnet import CifarResNet
 
-EXAMPLE_NCHW = (1, 3, 32, 32)
+EXAMPLE = torch.randn(1, 3, 32, 32)
 FLOOR = 0.1
 
 
@@ -59,22 +60,23 @@ def main() -> None:
 
 def by_metaprune(dense: nn.Module, share: float, batches: Callable[[], Iterator[Any]], seed: int) -> nn.Module:
     """The network at the budget, cut by metaprune."""
-    network = mp.trace(dense, torch.randn(EXAMPLE_NCHW))
+    network = mp.trace(dense, EXAMPLE)
     plan = mp.plan(network, f"macs={share}", "taylor", "global", data=batches, seed=seed, floor=FLOOR)
     return network.apply(plan)
 
 
 def by_torch_pruning(dense: nn.Module, share: float, images: data.Split, *, inside: bool) -> nn.Module:
     """The network at the budget, cut by Torch-Pruning; its ratio is found by bisection, 12 steps."""
-    limit, best = share * macs(dense), None
+    example = next(images.batches(2))[0]
+    limit, best = share * macs(dense, example), None
     low, high = 0.0, 1.0
     graded = copy.deepcopy(dense)
     for images_NCHW, labels_N in images.batches(128):
         F.cross_entropy(graded(images_NCHW), labels_N).backward()
     for _ in range(12):
         ratio = (low + high) / 2
-        slim = _peer_at(graded, ratio, inside=inside)
-        if macs(slim) <= limit:
+        slim = _peer_at(graded, example, ratio, inside=inside)
+        if macs(slim, example) <= limit:
             high, best = ratio, slim
         else:
             low = ratio
@@ -83,21 +85,22 @@ def by_torch_pruning(dense: nn.Module, share: float, images: data.Split, *, insi
     return best
 
 
-def _peer_at(graded: nn.Module, ratio: float, *, inside: bool) -> nn.Module:
+def _peer_at(graded: nn.Module, example: torch.Tensor, ratio: float, *, inside: bool) -> nn.Module:
     import torch_pruning
 
     slim = copy.deepcopy(graded)
     for mine, theirs in zip(slim.parameters(), graded.parameters()):
         mine.grad = theirs.grad
     stream = [module for name, module in slim.named_modules() if name == "conv1" or name.endswith("conv2")]
+    last = [module for module in slim.modules() if isinstance(module, nn.Linear)][-1]
     pruner = torch_pruning.pruner.BasePruner(
         slim,
-        torch.randn(EXAMPLE_NCHW),
+        example,
         importance=torch_pruning.importance.GroupTaylorImportance(),
         global_pruning=True,
         pruning_ratio=ratio,
         max_pruning_ratio=1 - FLOOR,
-        ignored_layers=[slim.get_submodule("linear"), *(stream if inside else [])],
+        ignored_layers=[last, *(stream if inside and isinstance(graded, CifarResNet) else [])],
     )
     pruner.step()
     slim.zero_grad(set_to_none=True)
@@ -109,9 +112,9 @@ def healed(model: nn.Module, batches: Callable[[], Iterator[Any]], images: data.
     return accuracy(RecalibrateNorm().recover(model, Context(calibration=batches)).model.eval(), images.test)
 
 
-def macs(model: nn.Module) -> int:
+def macs(model: nn.Module, example: torch.Tensor) -> int:
     """Multiply-accumulates of one image, counted by one counter for both engines."""
-    return mp.trace(model, torch.randn(EXAMPLE_NCHW)).cost().macs
+    return mp.trace(model, example).cost().macs
 
 
 def line(
@@ -122,7 +125,11 @@ def line(
     reached = {name: healed(model, batches, images) for name, model in arms.items()}
     first = next(iter(reached))
     for name, accuracy_ in reached.items():
-        told[name] = {"accuracy": accuracy_.top1, "images": accuracy_.n, "macs": macs(arms[name]) / macs(dense)}
+        told[name] = {
+            "accuracy": accuracy_.top1,
+            "images": accuracy_.n,
+            "macs": macs(arms[name], EXAMPLE) / macs(dense, EXAMPLE),
+        }
         if name != first:
             told[f"{first}_minus_{name}"] = compare(accuracy_, reached[first]).to_json()
     return told

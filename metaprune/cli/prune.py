@@ -73,7 +73,15 @@ def prune(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Share of every axis that must stay; by axis, and `ceiling`, in a recipe. [0.1]",
+            help="Share of every axis that must stay; by axis in a recipe. [0.1]",
+            rich_help_panel=DECISION,
+        ),
+    ] = None,
+    ceiling: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of every axis that may stay; by axis in a recipe. [1]",
             rich_help_panel=DECISION,
         ),
     ] = None,
@@ -176,6 +184,7 @@ def prune(
         "allocator": allocator,
         "round_to": round_to,
         "floor": floor,
+        "ceiling": ceiling,
         "rounds": rounds,
         "calibration": calibration,
         "seed": seed,
