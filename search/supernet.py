@@ -24,7 +24,7 @@ from metaprune.criteria.obs import Consumer, Healed, Moments, find_consumers
 from metaprune.errors import ConfigError, InputError
 from metaprune.graph.adapt import adapt
 from metaprune.graph.axes import Alive, Labels
-from metaprune.graph.linear_calls import LinearCall
+from metaprune.graph.linear_calls import LinearCall, damped_factor
 from metaprune.graph.record import Value, tensors_in
 from metaprune.graph.stepping import Steps, side_by_side
 from metaprune.graph.twin import named_tensors
@@ -100,6 +100,7 @@ class Supernet:
         self.chunks = parts_of(problem, chunk, samples)
         self.own = named_tensors(self.model)
         self.dense = {name: tensor.detach().clone() for name, tensor in self.own.items()}
+        self.base = dict(self.dense)  # weights of layers that read all of their units, while others may not
         self.layers = {layer.call.op.index: layer for layer in self._found()}
         self._slots = list(self._find_slots())
         self._divided = divided_by(self.network.layout)
@@ -107,7 +108,8 @@ class Supernet:
             self.wanted = [self._run(part) for part in self.chunks]
             require_finite(self.wanted)
             self._make(rows, ridge)
-        self._now = np.array([axis.size for axis in self.network.axes], np.int64)  # whatever ceilings a problem has
+        self._whole = np.array([axis.size for axis in self.network.axes], np.int64)  # whatever ceilings a problem has
+        self._now = self._whole
 
     # ---- variants --------------------------------------------------------------------------------------------------
 
@@ -123,15 +125,28 @@ class Supernet:
 
     def _make(self, rows: int, ridge: float) -> None:
         """All variants, from input to output; meanwhile the model has the mean of those that are made."""
-        forwards = [partial(self.task.outputs, self.model, part) for part in self.chunks]
+        dense = copy.deepcopy(self.model)
+        forwards = [partial(self.task.outputs, net, part) for net in (self.model, dense) for part in self.chunks]
         generator = torch.Generator().manual_seed(self.problem.seed)
         try:
             with on_calibration_data(), side_by_side(forwards, self.network.layout.trace) as runs:
+                pairs = list(zip(runs[: len(self.chunks)], runs[len(self.chunks) :]))
                 for layer in self.layers.values():
-                    self._heal(layer, _moments(layer.call, runs, rows, generator), ridge)
+                    seen = _Seen(layer.call, pairs, rows, generator)
+                    self._correct(layer.call, seen, ridge)
+                    self._heal(layer, seen.moments, ridge)
                     self._put(self.expected(layer))
         finally:
             self._put(self.dense)
+
+    def _correct(self, call: LinearCall, seen: "_Seen", ridge: float) -> None:
+        """Give a layer the weights that come nearest to what the dense one gives, from what it reads here."""
+        weight, change_GDO = self.own[call.weight].data, seen.change(bool(call.intercept), ridge)
+        weight += call.weight_of(change_GDO, weight.shape).to(weight.dtype)
+        if call.intercept:
+            mean_GO = seen.lacks_GO - (seen.moments.mean_GD[:, None] @ change_GDO)[:, 0]
+            self.own[call.intercept].data += (-1 if call.norm else 1) * mean_GO.flatten().to(weight.dtype)
+        self.base |= {name: self.own[name].detach().clone() for name in (call.weight, call.intercept) if name}
 
     def _heal(self, layer: Layer, moments: Moments, ridge: float) -> None:
         channels = len(next(iter(layer.units.values())))
@@ -169,7 +184,7 @@ class Supernet:
             ConfigError: The layer reads one axis, and this is none of its levels.
         """
         if not self._gone(layer, key).any():
-            return {name: self.dense[name] for name in (layer.call.weight, layer.call.intercept) if name}
+            return {name: self.base[name] for name in (layer.call.weight, layer.call.intercept) if name}
         if layer.healed is not None:
             made = layer.variants.pop(key, None) or self._made(layer, layer.healed, key)
             layer.variants[key] = made  # the last one used stands last
@@ -226,10 +241,12 @@ class Supernet:
         """
         keep = {place: self.orders[place][: sizes[place]] for place in self.orders}
         alive = self.network.layout.alive(keep)
-        changed = set(np.flatnonzero(sizes != self._now).tolist())
+        whole = bool((sizes == self._whole).all())  # then layers have their own weights
+        other = whole or bool((self._now == self._whole).all())
+        changed = set(self.orders) if other else set(np.flatnonzero(sizes != self._now).tolist())
         for name, value, axes, layer in self._slots:
             if changed & axes:
-                healed = self.variant(layer, layer.key(sizes)) if layer else self.dense
+                healed = self.variant(layer, layer.key(sizes)) if layer and not whole else self.dense
                 self.own[name].data.copy_(healed[name])
                 mask_(self.own[name].data, value, self.network.layout, alive, self._divided)
         self._now = sizes.copy()
@@ -267,16 +284,45 @@ class Supernet:
             self.own[name].data.copy_(tensor)
 
 
-def _moments(call: LinearCall, runs: Sequence[Steps], rows: int, generator: torch.Generator) -> Moments:
-    """Of what a layer reads, before which all runs then stand."""
-    moments = Moments()
-    for run in runs:
-        run.run_until(call.op)
-        assert run.pending is not None
-        count = call.count(run.pending.make())
-        chosen = torch.randperm(count, generator=generator)[: max(1, rows // len(runs))]
-        moments.add(call.rows(run.pending.arguments, chosen if len(chosen) < count else None))
-    return moments
+class _Seen:
+    """What a layer reads here, and what it then lacks of what the dense one gives; all runs stand before it.
+
+    Args:
+        call: The layer.
+        pairs: Every batch on its way through the model and through the dense network.
+        rows: Most samples x places that are looked at.
+        generator: Chooses them.
+    """
+
+    def __init__(
+        self, call: LinearCall, pairs: Sequence[tuple[Steps, Steps]], rows: int, generator: torch.Generator
+    ) -> None:
+        self.moments = Moments()
+        products, sums = [], []
+        for pair in pairs:
+            pendings = []
+            for run in pair:
+                run.run_until(call.op)
+                assert run.pending is not None
+                pendings.append(run.pending)
+            given, wanted = (pending.make() for pending in pendings)
+            count, arguments = call.count(given), pendings[0].arguments
+            drawn = torch.randperm(count, generator=generator)[: max(1, rows // len(pairs))]
+            chosen = drawn if len(drawn) < count else None
+            x_GBD = call.rows(arguments, chosen)
+            lacks_GBO = call.outputs(wanted - given, int(arguments.get("groups", 1)), chosen)
+            self.moments.add(x_GBD)
+            products.append((x_GBD.mT @ lacks_GBO).double())
+            sums.append(lacks_GBO.sum(1).double())
+        self.lacks_GO = torch.stack(sums).sum(0) / self.moments.count
+        self.products_GDO = torch.stack(products).sum(0) / self.moments.count
+
+    def change(self, centred: bool, ridge: float) -> Tensor:
+        """Of the weights, by ridge least squares, shape (G, D, O)."""
+        means_GDO = self.moments.mean_GD[:, :, None] * self.lacks_GO[:, None] * centred
+        return torch.cholesky_solve(
+            self.products_GDO - means_GDO, damped_factor(self.moments.covariance(centred), ridge)
+        )
 
 
 def parts_of(problem: Problem, size: int, samples: int) -> list[Any]:

@@ -49,14 +49,13 @@ class Found:
 class Tyr(Allocator):
     """Sizes found by evolution, measured on the network itself with ready-pruned variants of every layer.
 
-    The best of what other allocators propose is where evolution
-    (:class:`~metaprune.search.samplers.tyr.TyrSampler`) starts. Its candidates are rated by the squared error of the
-    outputs, all of a generation on the same few samples, the best of them on more; what stays compares on the same
-    samples all along. Each round makes the variants anew around what was found, at half the interval, as long as that
-    makes other sizes. In the end the best of each round and the starts are really cut, healed by the recovery
-    ``reconstruct``, which the search is made for, and compared with the dense network on samples that they were not
-    healed on: variants are made for any neighbours, and mislead where healing makes up for what neighbours lack. So
-    nothing is given that is worse there than one of the starts.
+    What other allocators propose is really cut, healed by the recovery ``reconstruct`` and compared with the dense
+    network on samples that it was not healed on; from the best of it evolution
+    (:class:`~metaprune.search.samplers.tyr.TyrSampler`) starts. Candidates are rated by the squared error of the
+    outputs with variants (:class:`~metaprune.search.supernet.Supernet`), all of a generation on the same few samples,
+    the best of them on more; what stays compares on the same samples all along. Each round makes the variants anew
+    around what was found, at half the interval, as long as that makes other sizes. In the end the best of each round is
+    healed and compared too, so that nothing is given that is worse there than one of the starts.
 
     Source: Li et al., Týr-the-Pruner, NeurIPS 2025, arXiv:2503.09657.
     Differs from it: any network and real costs; which units stay is said by the criterion; layers read the expectation
@@ -70,7 +69,7 @@ class Tyr(Allocator):
         first: Samples of the first stage, at least 1; as many as `rated` for a single stage.
         interval: Between levels of an axis in the first round, as a share of it, in (0, 1].
         rounds: Each at half the interval of the one before, at least 1.
-        reach: Levels below and above what was found, from the second round on, at least 1.
+        reach: Levels below and above what was found, at least 1.
         generations: At most so many a round, at least 0.
         children: Of a generation, at least 1.
         survivors: Of them, that reach the last stage, at least 1.
@@ -78,8 +77,8 @@ class Tyr(Allocator):
         starts: Allocators whose proposals are rated first.
         rows: Most samples x places that are looked at for one layer, at least 1.
         ridge: Strength of the ridge relative to the mean square of the inputs, above 0.
-        healed: Samples that the last candidates are healed on, and as many others on which they compare, at least 0;
-            with 0 the best of the last round on the variants is given, which all starts are in.
+        healed: Samples that starts and results are healed on, and as many others on which they compare, at least 0;
+            with 0 all starts are in every round, and what is best on the variants of the last one is given.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
@@ -88,7 +87,7 @@ class Tyr(Allocator):
     first: int = 64
     interval: float = 0.125
     rounds: int = 4
-    reach: int = 4
+    reach: int = 2
     generations: int = 12
     children: int = 8
     survivors: int = 2
@@ -126,11 +125,13 @@ class Tyr(Allocator):
             InputError: The data cannot be used.
         """
         starts = {name: _sizes_by(problem, name) for name in self.starts}
+        final = _Final(problem, self.healed) if self.healed else None
+        first, best = list(starts.values()), list[Sizes]()  # what a round begins with, and what each found
+        if final:
+            first = best = [min(starts.values(), key=final.error)]
         interval, evaluations = self.interval, 0
-        best: list[Sizes] = []  # of each round
         offered: dict[str, set[int]] = {axis.name: set() for axis in problem.axes}
         for number in range(self.rounds):
-            first = [*starts.values(), *best[-1:]]
             levels = {axis.name: self._levels(problem, axis, interval, first, best[-1:]) for axis in problem.axes}
             if all(offered[name].issuperset(sizes_L.tolist()) for name, sizes_L in levels.items()):
                 break
@@ -139,15 +140,15 @@ class Tyr(Allocator):
             one = _Round(self, problem, levels, number)
             sizes, errors = one.run(first)
             best, evaluations = [*best, sizes], evaluations + one.evaluations
+            first = [sizes] if final else [*starts.values(), sizes]
             interval /= 2
-        if not self.healed:
+        if not final:
             return Found(sizes, one.errors[sizes.tobytes()], dict(zip(starts, errors)), evaluations)
-        finalists = {sizes.tobytes(): sizes for sizes in (*best[::-1], *starts.values())}
-        final = _Final(problem, self.healed)
-        rated = {key: final.error(sizes) for key, sizes in finalists.items()}
-        chosen = min(rated, key=lambda key: rated[key])
-        seen = {name: rated[sizes.tobytes()] for name, sizes in starts.items()}
-        return Found(finalists[chosen], rated[chosen], seen, evaluations + len(rated))
+        chosen = min(best, key=final.error)
+        return Found(
+            chosen, final.error(chosen), {name: final.error(sizes) for name, sizes in starts.items()},
+            evaluations + len(final.known),
+        )  # fmt: skip
 
     def _levels(
         self, problem: Problem, axis: Axis, interval: float, first: Sequence[Sizes], best: Sequence[Sizes]
@@ -250,9 +251,15 @@ class _Final:
         self.problem, self.samples = problem, samples
         self.healing, self.comparing = parts[::2], parts[1::2] or parts
         self.wanted = self._outputs(problem.network.model)
+        self.known: dict[bytes, float] = {}
 
     def error(self, sizes: Sizes) -> float:
         """Squared error of the outputs over their square."""
+        if sizes.tobytes() not in self.known:
+            self.known[sizes.tobytes()] = self._error(sizes)
+        return self.known[sizes.tobytes()]
+
+    def _error(self, sizes: Sizes) -> float:
         network, seed = self.problem.network, self.problem.seed
         left = {axis: int(sizes[network.index(axis.name)]) for axis in self.problem.axes}
         cuts = (Keep(axis.name, axis.size, self.problem.best(axis, k)) for axis, k in left.items() if k < axis.size)

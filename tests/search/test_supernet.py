@@ -73,14 +73,15 @@ def chain() -> tuple[Network, Tensor]:
     return trace(model.double().eval(), torch.zeros(2, 5).double()), torch.randn(64, 5).double()
 
 
-def least_squares(x_BD: Tensor, layer: nn.Linear, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear layer for the inputs that stay, from scratch, with the ridge of the block."""
+def least_squares(x_BD: Tensor, layer: nn.Linear, wanted_BO: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias for the inputs that stay, from scratch; the ridge draws towards the layer's own weights."""
     far_BD = x_BD - x_BD.mean(0)
     h_DD = far_BD.T @ far_BD / len(x_BD)
-    h_DD = h_DD + RIDGE * h_DD.diagonal().mean() * torch.eye(len(h_DD)).double()
+    ridge_DD = RIDGE * h_DD.diagonal().mean() * torch.eye(len(h_DD)).double()
+    aim_DO = far_BD.T @ (wanted_BO - wanted_BO.mean(0)) / len(x_BD) + ridge_DD @ layer.weight.T
     weight_OD = torch.zeros_like(layer.weight)
-    weight_OD[:, kept] = torch.linalg.solve(h_DD[kept][:, kept], h_DD[kept] @ layer.weight.T).T
-    return weight_OD, layer.bias + (layer.weight - weight_OD) @ x_BD.mean(0)
+    weight_OD[:, kept] = torch.linalg.solve((h_DD + ridge_DD)[kept][:, kept], aim_DO[kept]).T
+    return weight_OD, wanted_BO.mean(0) - x_BD.mean(0) @ weight_OD.T
 
 
 @torch.no_grad()
@@ -91,20 +92,21 @@ def test_layers_read_the_expectation_over_the_variants_before_them() -> None:
     net = Supernet(asked, levels, samples=64, chunk=64, rows=1 << 20, ridge=RIDGE)
     model = network.model
     assert isinstance(model, nn.Sequential)
-    reads_BD = torch.relu(model[0](x_BD))
+    reads_BD = dense_BD = torch.relu(model[0](x_BD))
     for place, (axis, layer) in enumerate(zip(asked.axes, net.layers.values(), strict=True)):
         linear = model[2 * place + 2]
         assert isinstance(linear, nn.Linear)
         gives = []
         for size in (2, 4, 8):
             kept = torch.tensor(asked.best(axis, size))
-            weight_OD, bias_O = least_squares(reads_BD, linear, kept) if size < 8 else (linear.weight, linear.bias)
+            weight_OD, bias_O = least_squares(reads_BD, linear, linear(dense_BD), kept)
             variant = net.variant(layer, (size,))
             torch.testing.assert_close(variant[layer.call.weight], weight_OD, rtol=1e-6, atol=1e-8)
             torch.testing.assert_close(variant[layer.call.intercept], bias_O, rtol=1e-6, atol=1e-8)
             gives.append(reads_BD @ weight_OD.T + bias_O)
         share_E = torch.tensor([2, 4, 8]).double() / 14  # (1 - S_e) / sum (1 - S_e)
         reads_BD = torch.relu(sum(share * given for share, given in zip(share_E, gives, strict=True)))
+        dense_BD = torch.relu(linear(dense_BD))
     assert len(net.layers) == 3
 
 

@@ -51,9 +51,11 @@ def test_what_nobody_needs_becomes_narrow() -> None:
     even = asked.full.copy()
     for name, ranks in ALLOCATORS["uniform"]().allocate(asked).items():
         even[network.index(name)] = len(ranks)
-    levels = {axis.name: np.arange(1, axis.size + 1) for axis in asked.axes}
+    levels = {
+        axis.name: np.unique([int(one[network.index(axis.name)]) for one in (even, found)]) for axis in asked.axes
+    }
     net = Supernet(asked, levels)
-    assert net.rate(found) < 1e-9 < net.rate(even)
+    assert net.rate(found) < 0.2 * net.rate(even)
     assert asked.fits(found)
 
 

@@ -84,7 +84,7 @@ def test_the_same_seed_gives_the_same_sizes() -> None:
 
 def test_rounds_go_from_coarse_to_fine() -> None:
     """Until every size was there."""
-    asked, options = problem(), Tyr(interval=0.5)
+    asked, options = problem(), Tyr(interval=0.5, reach=4)
     axis = max(asked.axes, key=lambda axis: axis.size)
     coarse = options._levels(asked, axis, 0.5, [], [])
     assert coarse.tolist() == [asked.lowest(axis), axis.size // 2, axis.size]
