@@ -134,7 +134,7 @@ def test_a_network_that_returns_a_container_goes_the_whole_way() -> None:
 def metanet(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small metanetwork that changes what it reads."""
     torch.manual_seed(0)
-    metanet = Metanet(Shape(hidden=8, layers=1, heads=2, rank=2, reads=("taylor", "l2")))
+    metanet = Metanet(Shape(hidden=8, layers=1, heads=2, rank=2, reads=("taylor", "l2"), trust=1.0))
     with torch.no_grad():
         for parameter in metanet.parameters():
             parameter.add_(0.15 * torch.randn(parameter.shape))

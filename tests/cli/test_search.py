@@ -268,7 +268,7 @@ def test_folders_without_a_campaign_are_refused(tmp_path: Path) -> None:
     for verb in ("resume", "status", "worker", "sync", "export"):
         done = command("search", verb, tmp_path)
         assert done.code == 3, verb
-        assert "settings.json" in done.said
+        assert "settings.json" in done.said.replace(" ", "")  # long paths are broken over lines
 
 
 def test_a_dead_mlflow_does_not_stop_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
