@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peer_pruning import FLOOR, at_share, macs
 from torch import nn
 
 import metaprune as mp
@@ -33,7 +34,6 @@ from metaprune.measure import latency
 from metaprune.pipeline import reachable_limits
 
 NETWORKS = ("cifar_resnet56", "cifar_mobilenet_v2", "vit_tiny")
-FLOOR = 0.1
 
 
 def main() -> None:
@@ -95,11 +95,6 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def macs(model: nn.Module, example: Any) -> int:
-    """Multiply-accumulates of one sample, counted by one counter for both engines."""
-    return int(mp.trace(model, example).cost().macs)
-
-
 def aligned(network: Network, share: float, device: str) -> nn.Module:
     """Sizes in the multiples that the device likes, or the largest multiples that reach the budget."""
     wanted = settings_for(
@@ -127,13 +122,12 @@ def by_depth(network: Network, share: float, device: str) -> nn.Module:
 
 
 def by_torch_pruning(dense: nn.Module, example: Any, share: float, round_to: int | None) -> nn.Module:
-    """The network at the budget, cut by Torch-Pruning; its ratio is found by bisection, 10 steps."""
-    import torch_pruning
-
-    limit, best, low, high = share * macs(dense, example), None, 0.0, 1.0
+    """The network at the budget, cut by Torch-Pruning as it comes."""
     outputs = [module for module in dense.modules() if isinstance(module, nn.Linear)][-1:]
-    for _ in range(10):
-        ratio = (low + high) / 2
+
+    def cut(ratio: float) -> nn.Module:
+        import torch_pruning
+
         slim, kept = copy.deepcopy((dense, outputs))
         pruner = torch_pruning.pruner.BasePruner(
             slim,
@@ -146,13 +140,9 @@ def by_torch_pruning(dense: nn.Module, example: Any, share: float, round_to: int
             ignored_layers=kept,
         )
         pruner.step()
-        if macs(slim, example) <= limit:
-            high, best = ratio, slim
-        else:
-            low = ratio
-    if best is None:
-        raise RuntimeError(f"it cannot reach {share:g} of the MACs with a floor of {FLOOR}.")
-    return best
+        return slim
+
+    return at_share(share * macs(dense, example), example, cut)
 
 
 if __name__ == "__main__":

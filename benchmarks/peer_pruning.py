@@ -66,22 +66,32 @@ def by_metaprune(dense: nn.Module, share: float, batches: Callable[[], Iterator[
 
 
 def by_torch_pruning(dense: nn.Module, share: float, images: data.Split, *, inside: bool) -> nn.Module:
-    """The network at the budget, cut by Torch-Pruning; its ratio is found by bisection, 12 steps."""
+    """The network at the budget, cut by Torch-Pruning."""
     example = next(images.batches(2))[0]
-    limit, best = share * macs(dense, example), None
-    low, high = 0.0, 1.0
     graded = copy.deepcopy(dense)
     for images_NCHW, labels_N in images.batches(128):
         F.cross_entropy(graded(images_NCHW), labels_N).backward()
+    return at_share(
+        share * macs(dense, example), example, lambda ratio: _peer_at(graded, example, ratio, inside=inside)
+    )
+
+
+def at_share(limit: float, example: Any, cut: Callable[[float], nn.Module]) -> nn.Module:
+    """The largest network of at most so many MACs that a ratio of the peer gives, by bisection in 12 steps.
+
+    Raises:
+        RuntimeError: None is so small.
+    """
+    best, low, high = None, 0.0, 1.0
     for _ in range(12):
         ratio = (low + high) / 2
-        slim = _peer_at(graded, example, ratio, inside=inside)
+        slim = cut(ratio)
         if macs(slim, example) <= limit:
             high, best = ratio, slim
         else:
             low = ratio
     if best is None:
-        raise RuntimeError(f"Torch-Pruning cannot reach {share:g} of the MACs with a floor of {FLOOR}.")
+        raise RuntimeError(f"Torch-Pruning cannot reach {limit:g} MACs with a floor of {FLOOR}.")
     return best
 
 
@@ -112,7 +122,7 @@ def healed(model: nn.Module, batches: Callable[[], Iterator[Any]], images: data.
     return accuracy(RecalibrateNorm().recover(model, Context(calibration=batches)).model.eval(), images.test)
 
 
-def macs(model: nn.Module, example: torch.Tensor) -> int:
+def macs(model: nn.Module, example: Any) -> int:
     """Multiply-accumulates of one image, counted by one counter for both engines."""
     return mp.trace(model, example).cost().macs
 
