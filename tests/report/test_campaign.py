@@ -2,11 +2,15 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from metaprune import report
 from metaprune.report.campaign import CampaignFindings, baselines, growth, render, scatter
 from metaprune.search.pareto import Point
+
+TEMPLATES = Path(report.__file__).parent / "templates"
 
 
 def point(
@@ -114,3 +118,13 @@ def test_growth_is_drawn_from_two_points_on(findings: CampaignFindings) -> None:
 
 def test_a_campaign_without_a_point_has_a_page(findings: CampaignFindings) -> None:
     assert "What failed" in render(replace(findings, first=[], last=[], networks={}))
+
+
+def test_the_two_style_sheets_name_different_things() -> None:
+    def classes(sheet: str) -> set[str]:
+        rules = (TEMPLATES / sheet).read_text()
+        return set(re.findall(r"\.([a-zA-Z][\w-]*)(?=[\s.:,{>])", re.sub(r"\{[^}]*\}", "{", rules)))
+
+    assert classes("campaign.css")
+    assert classes("report.css")
+    assert not classes("campaign.css") & classes("report.css")  # a page of a campaign has both
