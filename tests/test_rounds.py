@@ -69,19 +69,22 @@ def test_a_later_round_sees_what_healing_made(network: Network) -> None:
     once, twice = (mp.plan(network, "macs=0.3", rounds=rounds, **options) for rounds in (1, 2))
     assert once.edits != twice.edits
     assert twice == mp.plan(network, "macs=0.3", rounds=2, **options)
+    unhealed = mp.plan(network, "macs=0.3", rounds=2, **{**options, "between": None})
+    assert unhealed.edits != twice.edits
 
 
 def test_a_budget_that_the_network_meets_changes_nothing(network: Network) -> None:
     assert not mp.plan(network, "macs=1", "taylor", data=images(), rounds=2).edits
 
 
-def test_prune_heals_between_rounds_by_what_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_heals_between_rounds_by_what_does_not_train() -> None:
     model: nn.Module = zoo.build("digits_cnn").eval()
-    result = mp.prune(
-        model, zoo.example_inputs("digits_cnn"), "macs=0.5", data=images(), rounds=2, recovery="reconstruct"
-    )
+    example, options = zoo.example_inputs("digits_cnn"), {"data": images(), "rounds": 2, "ceiling": 0.75}
+    result = mp.prune(model, example, "macs=0.5", recovery="reconstruct", **options)
     assert result.plan.made_by["between"] == ["reconstruct"]
     assert result.verification.passed(1e-5)
+    left = sizes(result.network, result.plan)
+    assert all(left[axis.name] <= 0.75 * axis.size for axis in result.network.axes if axis.prunable)
 
 
 @pytest.mark.parametrize("options", [{"rounds": 0, "data": images()}, {"rounds": 2}])
