@@ -100,9 +100,10 @@ def plan(
     if isinstance(allocator, str):
         _ = ALLOCATORS[allocator]  # an unknown name is refused before anything is judged
     limits = reachable_limits(network, budget, floor=floor, round_to=round_to, ceiling=ceiling)
-    share = share_left(network, limits)
     if rounds == 1:
-        judgement = judge(network, criterion, metanet, data, loss, seed, calibration=calibration, share=share)
+        judgement = judge(
+            network, criterion, metanet, data, loss, seed, calibration=calibration, share=share_left(network, limits)
+        )
         return allot(network, judgement, budget, allocator, round_to=round_to, floor=floor, ceiling=ceiling)
     if rounds < 1 or data is None:
         raise ConfigError(f"`rounds >= 1` must hold, and more than 1 need data, but rounds={rounds}. Give `data=`.")
@@ -112,14 +113,18 @@ def plan(
         )
     ways = resolve(between)
     context = _context(network, data, loss, seed, calibration, _device_of(network))
+    for way in ways:
+        way.check(network.model, context)
+
+    judges: list[Criterion] = []  # the one of the first round serves all
 
     def decide(left: Network, part: Mapping[str, float], floors: Mapping[str, float]) -> Plan:
-        first = left is network
-        seen = judge(
-            left, criterion, metanet if first else None, data, loss, seed, calibration=calibration, share=share
-        )
+        asked, editor, top = (judges[0], None, 1.0) if judges else (criterion, metanet, ceiling)
+        there = share_left(left, part)
+        seen = judge(left, asked, editor, data, loss, seed, calibration=calibration, share=there)
+        judges[:] = [seen.judge]
         wanted = Budget(tuple(Limit(quantity, limit) for quantity, limit in part.items()))
-        return allot(left, seen, wanted, allocator, round_to=round_to, floor=floors, ceiling=ceiling if first else 1.0)
+        return allot(left, seen, wanted, allocator, round_to=round_to, floor=floors, ceiling=top)
 
     def heal(so_far: Plan) -> nn.Module:
         slim: nn.Module = network.apply(so_far)
@@ -130,7 +135,7 @@ def plan(
 
     found = in_rounds(network, limits, lowest_sizes(network, floor, round_to), rounds, decide, heal)
     told = {"budget": str(budget), "floor": floor, "rounds": rounds, "between": [way.name for way in ways]}
-    return replace(found, made_by={**found.made_by, **told, **network.traced_with})
+    return replace(found, made_by={**found.made_by, **told})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -53,14 +53,14 @@ def in_rounds(
 
 
 def _after(network: Network, first: Plan, then: Plan) -> Plan:
-    """One plan on the dense network for two in turn; what is no cut (weights that were set) is that of the first."""
+    """One plan on the dense network for two in turn; what is no cut (weights that were set) is of the first round."""
     kept = {edit.axis: edit.kept for edit in first.edits if isinstance(edit, Keep)}
     for edit in then.edits:
         if isinstance(edit, Keep):
             before = kept.get(edit.axis, range(edit.size))
             kept[edit.axis] = tuple(before[rank] for rank in edit.kept)
-    source = first if first.edits else then
+    source = first if first.edits or first.made_by else then
     edits: list[Edit] = [edit for edit in source.edits if not isinstance(edit, Keep | DropBlock)]
     dropped = dict.fromkeys(edit.block for plan in (first, then) for edit in plan.edits if isinstance(edit, DropBlock))
     edits += [Keep(name, network.axis(name).size, ranks) for name, ranks in kept.items()]
-    return Plan((*edits, *map(DropBlock, dropped)), network.fingerprint, then.made_by)
+    return Plan((*edits, *map(DropBlock, dropped)), network.fingerprint, source.made_by)

@@ -1,5 +1,6 @@
 """A plan made in several rounds is one plan on the dense network."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 from torch import nn
 
 import metaprune as mp
-from metaprune import zoo
+from metaprune import pipeline, zoo
+from metaprune.criteria import Calibration, MetanetScore, Scores
 from metaprune.edits import Keep, SetWeight
 from metaprune.errors import ConfigError
 from metaprune.graph import Network, trace
+from metaprune.metanet import Metanet, Shape, save_checkpoint
 from metaprune.plans import Plan
 from metaprune.rounds import in_rounds
 
@@ -33,16 +36,19 @@ def sizes(network: Network, plan: Plan) -> dict[str, int]:
 def test_ranks_of_later_rounds_are_those_of_the_dense_network(network: Network) -> None:
     axis = next(axis for axis in network.axes if axis.prunable)
     told: list[Any] = []
+    own = SetWeight(*next(network.model.named_parameters()))
     steps = iter([tuple(range(0, axis.size, 2)), (1, 2, 4)])
 
     def decide(left: Network, limits: Any, floors: Any) -> Plan:
         told.append((left.axis(axis.name).size, limits["macs"], floors[axis.name]))
         edits: tuple[Any, ...] = (Keep(axis.name, told[-1][0], next(steps)),)
-        return Plan((SetWeight(*next(network.model.named_parameters())), *edits) if left is network else edits)
+        made_by = {"round": len(told)}
+        return Plan((*([own] if left is network else []), *edits), made_by=made_by)
 
     plan = in_rounds(network, {"macs": 0.25 * network.cost().macs}, {axis.name: 2}, 2, decide, network.apply)
     assert plan.edits[-1] == Keep(axis.name, axis.size, (2, 4, 8))
     assert [type(edit) for edit in plan.edits] == [SetWeight, Keep]  # what was set in the first round stays set
+    assert plan.made_by == {"round": 1}
     dense = network.cost().macs
     assert told == [(axis.size, dense / 2, 2 / axis.size), (axis.size // 2, dense / 4, 4 / axis.size)]
 
@@ -91,3 +97,25 @@ def test_prune_heals_between_rounds_by_what_does_not_train() -> None:
 def test_what_rounds_need_is_said(network: Network, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="`rounds >= 1` must hold, and more than 1 need data"):
         mp.plan(network, "macs=0.5", "l2", **options)
+
+
+def test_all_rounds_ask_the_metanetwork_that_was_given(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "metanet.safetensors"
+    save_checkpoint(Metanet(Shape(hidden=8, layers=1, heads=2, rank=2)), file)
+    asked: list[tuple[str, float]] = []
+
+    class Noted(MetanetScore):
+        def _score(self, network: Network, calibration: Calibration) -> Scores:
+            asked.append((self.checkpoint, round(calibration.share, 2)))
+            return super()._score(network, calibration)
+
+    monkeypatch.setattr(pipeline, "MetanetScore", Noted)
+    options: Any = {"data": images(), "metanet": str(file), "rounds": 2, "ceiling": 0.9}
+    plan = mp.plan(network, "macs=0.36", "metanet", **options)
+    assert asked == [(str(file), 0.6), (str(file), pytest.approx(0.6, abs=0.05))]
+    assert plan.made_by["criterion"] == "metanet"
+    assert plan.made_by["metanet"] == str(file)
+    assert plan.made_by["ceiling"] == 0.9
+    assert plan.made_by["budget"] == "macs=0.36"
