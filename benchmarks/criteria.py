@@ -40,7 +40,7 @@ from metaprune.criteria import CRITERIA, Calibration, Criterion, Scores, Verdict
 from metaprune.errors import MetapruneError
 from metaprune.graph import Network
 from metaprune.measure import accuracy
-from metaprune.pipeline import calibration_batches
+from metaprune.planning import calibration_batches
 from metaprune.recovery import Context, resolve
 from metaprune.task import Classification
 

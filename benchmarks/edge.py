@@ -31,7 +31,7 @@ from metaprune.export import export
 from metaprune.export.devices import load_device, settings_for
 from metaprune.graph import Network
 from metaprune.measure import latency
-from metaprune.pipeline import reachable_limits
+from metaprune.planning import reachable_limits
 
 NETWORKS = ("cifar_resnet56", "cifar_mobilenet_v2", "vit_tiny")
 

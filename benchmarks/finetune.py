@@ -34,7 +34,7 @@ from metaprune import data, zoo
 from metaprune.criteria import CRITERIA, Calibration, Criterion, Scores, Verdict
 from metaprune.graph import Network
 from metaprune.measure import accuracy
-from metaprune.pipeline import calibration_batches
+from metaprune.planning import calibration_batches
 from metaprune.recovery import Context, Finetune, resolve
 from metaprune.run import seed_everything
 

@@ -25,7 +25,7 @@ from torch import nn
 import metaprune as mp
 from metaprune import data, zoo
 from metaprune.measure import Accuracy, accuracy, compare
-from metaprune.pipeline import calibration_batches
+from metaprune.planning import calibration_batches
 from metaprune.recovery import Context, RecalibrateNorm
 from metaprune.zoo.resnet import CifarResNet
 

@@ -38,7 +38,7 @@ from metaprune.criteria import CRITERIA, Calibration
 from metaprune.edits import Keep
 from metaprune.graph import Axis, Network
 from metaprune.measure import accuracy
-from metaprune.pipeline import calibration_batches
+from metaprune.planning import calibration_batches
 from metaprune.recovery import Context, resolve
 from metaprune.search.samplers.tyr import Grid, Levels, Numbers, TyrSampler, evolve
 from metaprune.task import Classification

@@ -27,7 +27,7 @@ import torch
 
 from metaprune.graph import Network, trace
 from metaprune.graph.surgery import sliced_copy
-from metaprune.pipeline import plan
+from metaprune.planning import plan
 from metaprune.zoo import build, imagenet
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from metaprune import errors
     from metaprune.graph import Network, register_rule, trace
-    from metaprune.pipeline import Result, load, plan, prune
+    from metaprune.pipeline import Result, load, prune
+    from metaprune.planning import plan
     from metaprune.plans import Plan
     from metaprune.stream import parameters_on_meta, prune_files
 
@@ -41,7 +42,7 @@ _HOMES = {
     "errors": "metaprune.errors",
     "load": "metaprune.pipeline",
     "parameters_on_meta": "metaprune.stream",
-    "plan": "metaprune.pipeline",
+    "plan": "metaprune.planning",
     "prune": "metaprune.pipeline",
     "prune_files": "metaprune.stream",
     "register_rule": "metaprune.graph",

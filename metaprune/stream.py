@@ -27,7 +27,7 @@ from metaprune.graph.surgery import Cut, numbers_left
 from metaprune.graph.trace import ExampleInputs
 from metaprune.graph.twin import copy_with, named_tensors
 from metaprune.pipeline import SCHEMA, Figures, figures, flatten_example, timed
-from metaprune.pipeline import plan as decide
+from metaprune.planning import plan as decide
 from metaprune.plans import Plan
 from metaprune.shards import SHARD_BYTES, Entry, Shards, write_shards
 

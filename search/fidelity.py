@@ -24,20 +24,8 @@ from metaprune.files import write_atomically
 from metaprune.graph import Network, trace
 from metaprune.measure import latency
 from metaprune.measure.accuracy import Accuracy, accuracy, compare
-from metaprune.pipeline import (
-    TOLERANCE,
-    Judgement,
-    Result,
-    allot,
-    calibration_batches,
-    figures,
-    fill,
-    judge,
-    reachable_limits,
-    share_left,
-    stored_tensors,
-    with_times,
-)
+from metaprune.pipeline import TOLERANCE, Result, figures, fill, stored_tensors
+from metaprune.planning import Judgement, allot, calibration_batches, judge, reachable_limits, share_left, with_times
 from metaprune.plans import Plan
 from metaprune.recovery import Context, NoProgress, Progress, on_device, resolve, torch_device
 from metaprune.run import seed_everything

@@ -11,7 +11,7 @@ from metaprune.allocate import ALLOCATORS, Problem, Sizes
 from metaprune.budget import QUANTITIES
 from metaprune.errors import BudgetError
 from metaprune.graph import Axis, Network
-from metaprune.pipeline import reachable_limits
+from metaprune.planning import reachable_limits
 from metaprune.search.settings import CHOICES, Settings
 
 

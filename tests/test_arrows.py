@@ -25,6 +25,7 @@ ROWS = [
     {"metatrain"},
     {"export"},
     {"rounds"},
+    {"planning"},
     {"pipeline"},
     {"stream", "subject"},
     {"search"},

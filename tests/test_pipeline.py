@@ -16,7 +16,8 @@ from metaprune.criteria import MetanetScore
 from metaprune.edits import Mask, SetWeight
 from metaprune.errors import BudgetError, ConfigError, InputError, VerificationError
 from metaprune.metanet import Metanet, Shape, save_checkpoint
-from metaprune.pipeline import Result, calibration_batches
+from metaprune.pipeline import Result
+from metaprune.planning import calibration_batches
 from metaprune.recovery import Context, resolve
 
 DIGITS = data.load("digits")

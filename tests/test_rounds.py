@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import metaprune as mp
-from metaprune import pipeline, zoo
+from metaprune import planning, zoo
 from metaprune.criteria import Calibration, MetanetScore, Scores
 from metaprune.edits import Keep, SetWeight
 from metaprune.errors import ConfigError
@@ -111,7 +111,7 @@ def test_all_rounds_ask_the_metanetwork_that_was_given(
             asked.append((self.checkpoint, round(calibration.share, 2)))
             return super()._score(network, calibration)
 
-    monkeypatch.setattr(pipeline, "MetanetScore", Noted)
+    monkeypatch.setattr(planning, "MetanetScore", Noted)
     options: Any = {"data": images(), "metanet": str(file), "rounds": 2, "ceiling": 0.9}
     plan = mp.plan(network, "macs=0.36", "metanet", **options)
     assert asked == [(str(file), 0.6), (str(file), pytest.approx(0.6, abs=0.05))]

@@ -30,7 +30,8 @@ from metaprune.export.devices import Settings, load_device, settings_for
 from metaprune.files import read_json, write_atomically
 from metaprune.graph import trace
 from metaprune.metanet import load_checkpoint
-from metaprune.pipeline import Result, calibration_batches, prune, reachable_limits, with_times
+from metaprune.pipeline import Result, prune
+from metaprune.planning import calibration_batches, reachable_limits, with_times
 from metaprune.recovery import Context, Recovery, resolve, torch_device
 from metaprune.run import Run, check, read
 from metaprune.subject import CLASSIFICATION, Subject, read_subject

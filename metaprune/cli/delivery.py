@@ -19,7 +19,8 @@ from metaprune.errors import InputError, MetapruneError, ResourceError
 from metaprune.export import Exported, Validation, export, validate, weights_hash
 from metaprune.export.devices import Device, fits, load_device
 from metaprune.measure import Latency, latency
-from metaprune.pipeline import TOLERANCE, Result, plan
+from metaprune.pipeline import TOLERANCE, Result
+from metaprune.planning import plan
 from metaprune.recovery import Recovery
 from metaprune.report import Findings, numbers, write
 from metaprune.subject import Subject

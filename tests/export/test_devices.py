@@ -27,7 +27,7 @@ from metaprune.export.devices import (
 from metaprune.export.to_onnx import export
 from metaprune.graph import Network
 from metaprune.measure.quantity import Label
-from metaprune.pipeline import reachable_limits
+from metaprune.planning import reachable_limits
 
 
 @pytest.mark.parametrize("name", device_names())

@@ -13,7 +13,7 @@ from metaprune.errors import BudgetError, ConfigError, InputError
 from metaprune.export import latency_table as room
 from metaprune.export.latency_table import LatencyTable, load_table, measure_table, table_for
 from metaprune.graph import Network
-from metaprune.pipeline import reachable_limits
+from metaprune.planning import reachable_limits
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from metaprune.edits import DropBlock, Keep, Mask
 from metaprune.errors import ConfigError
 from metaprune.graph import trace
 from metaprune.measure import accuracy
-from metaprune.pipeline import plan as make_plan
 from metaprune.pipeline import prune
+from metaprune.planning import plan as make_plan
 from metaprune.plans import Plan
 from metaprune.recovery import Gradual
 from metaprune.recovery.gradual import _Way

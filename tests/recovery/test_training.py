@@ -8,7 +8,7 @@ import torch
 
 from metaprune import zoo
 from metaprune.graph import trace
-from metaprune.pipeline import plan as make_plan
+from metaprune.planning import plan as make_plan
 from metaprune.recovery import RECOVERIES, NoProgress
 from metaprune.recovery._training import Trained
 

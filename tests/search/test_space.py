@@ -10,7 +10,7 @@ import torch
 from metaprune import zoo
 from metaprune.errors import BudgetError
 from metaprune.graph import Network, trace
-from metaprune.pipeline import allot, judge, plan
+from metaprune.planning import allot, judge, plan
 from metaprune.search.settings import Choices, SpaceOptions
 from metaprune.search.space import Space
 from tests.search.player import settings
