@@ -4,13 +4,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing.connection import wait
 from multiprocessing.synchronize import Event
+from typing import Any
 
 import torch
 
@@ -51,10 +52,10 @@ def run_jobs(
         return failed
     progress.start(len(jobs), "networks", "training the population")
     try:
-        for job, why in _outcomes(jobs, data, workers, device):
+        for name, why in _outcomes(jobs, data, workers, device):
             if why is not None:
-                failed[job.name] = why
-            progress.advance(1, f"{job.name}: {why or 'ready'}")
+                failed[name] = why
+            progress.advance(1, f"{name}: {why or 'ready'}")
     finally:
         progress.close()
     return failed
@@ -62,27 +63,47 @@ def run_jobs(
 
 def _outcomes(
     jobs: Sequence[Job], data: Dataset, workers: int, device: torch.device
-) -> Iterator[tuple[Job, str | None]]:
+) -> Iterator[tuple[str, str | None]]:
     if workers == 1:
         with _repeatable():
             for job in jobs:
-                yield job, job.run(data, device, NoProgress())
+                yield job.name, job.run(data, device, NoProgress())
         return
+    yield from over_processes(_run_in_worker, {job.name: (job, device) for job in jobs}, workers, patient=True)
+
+
+def over_processes(
+    work: Callable[..., str | None], tasks: Mapping[str, tuple[Any, ...]], workers: int, *, patient: bool
+) -> Iterator[tuple[str, str | None]]:
+    """Do `work` for every task; names of tasks and why they failed, None if not, in the order in which they end.
+
+    Args:
+        work: A function of a module.
+        tasks: Its arguments, by name of the task.
+        workers: Processes.
+        patient: When this ends early, workers are asked to end, and waited for; if not, they are ended.
+
+    Raises:
+        ResourceError: A process was killed.
+    """
+    others = set(multiprocessing.active_children())
     spawn = multiprocessing.get_context("spawn")
     stop = spawn.Event()
     with ProcessPoolExecutor(workers, spawn, begin_worker, (stop,)) as pool:
         with interrupts_ignored():
-            running = {pool.submit(_run_in_worker, job, device): job for job in jobs}
+            running = {pool.submit(work, *arguments): task for task, arguments in tasks.items()}
         try:
             for future in as_completed(running):
                 yield running[future], future.result()
         except BrokenProcessPool as error:
             raise ResourceError(
-                "a process that trains was killed, most likely for memory. Use fewer workers; what is ready stays."
+                "a process that works was killed, most likely for memory. Use fewer workers; what is ready stays."
             ) from error
         except BaseException:
-            stop.set()  # the workers write their checkpoints and end
-            pool.shutdown(cancel_futures=True)
+            stop.set()  # those who are patient write their checkpoints
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in () if patient else set(multiprocessing.active_children()) - others:
+                worker.terminate()
             raise
 
 

@@ -1,9 +1,7 @@
 """Measure a whole population: over processes, each network once, whatever is asked for again."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +14,7 @@ from metaprune.data import Dataset, Split, load
 from metaprune.errors import InputError, MetapruneError
 from metaprune.graph import Network, trace
 from metaprune.metanet import read_blocks
-from metaprune.metatrain._processes import begin_worker, interrupts_ignored
+from metaprune.metatrain._processes import over_processes
 from metaprune.metatrain.distortion import Distortions, Survey, key_of, measure_distortions
 from metaprune.metatrain.objectives import Subject
 from metaprune.metatrain.population import Member, Population
@@ -96,21 +94,8 @@ def _outcomes(
         for member in members:
             yield member.name, _measured(folder, member, data, survey, reads)
         return
-    others = set(multiprocessing.active_children())
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, begin_worker, (spawn.Event(),)) as pool:
-        with interrupts_ignored():
-            waiting = {
-                pool.submit(_in_worker, folder, member.name, data.spec, survey, reads): member.name
-                for member in members
-            }
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        except BaseException:
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.terminate()  # files are written whole or not at all
-            raise
+    tasks = {member.name: (folder, member.name, data.spec, survey, reads) for member in members}
+    yield from over_processes(_in_worker, tasks, workers, patient=False)  # files are written whole or not at all
 
 
 def _in_worker(folder: Path, name: str, spec: str, survey: Survey, reads: tuple[str, ...]) -> str | None:

@@ -52,6 +52,12 @@ def assert_same(first: Population, second: Population) -> None:
     assert [member.accuracy for member in first.members] == [member.accuracy for member in second.members]
 
 
+def kill_workers() -> None:
+    """As the system does when memory ends."""
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
 def place_of(member: Member) -> Path:
     assert member.folder is not None
     return member.folder
@@ -332,8 +338,7 @@ class TestInterruption:
     def test_a_worker_that_is_killed_is_said(self, whole: Population, tmp_path: Path) -> None:
         def kill() -> None:
             wait_for(lambda: any(tmp_path.glob("networks/*/training-cpu/*.safetensors")))
-            for child in multiprocessing.active_children():
-                child.kill()
+            kill_workers()
 
         killer = threading.Thread(target=kill)
         killer.start()

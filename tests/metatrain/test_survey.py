@@ -1,9 +1,11 @@
 """Measuring a population over processes: they end with the one that began them."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +15,9 @@ import torch
 
 from metaprune.criteria import CRITERIA, Calibration
 from metaprune.data import load
+from metaprune.errors import ResourceError
 from metaprune.metatrain import Population, Survey, survey_population
-from tests.metatrain.test_population import TINY, children, runs, wait_for
+from tests.metatrain.test_population import TINY, children, kill_workers, runs, wait_for
 
 ONE_EPOCH = replace(TINY, epochs=1, snapshots=(), pruned=())
 SHORT = Survey(images=32, alone=3, together=3)
@@ -56,6 +59,20 @@ def test_another_criterion_is_added_to_what_was_measured(folder: Path, monkeypat
         assert torch.equal(one.distortions.distortion_C, other.distortions.distortion_C)
         judges = CRITERIA["bn_scale"]().score(other.network, Calibration()) if member.family != "mlp" else {}
         assert list(other.distortions.reads) == ["l2", *(["bn_scale"] if judges else []), "l1"]
+
+
+def test_a_worker_that_is_killed_is_said(folder: Path) -> None:
+    members, survey = Population.load(folder).members, Survey(alone=100_000)
+
+    def kill() -> None:
+        wait_for(multiprocessing.active_children)
+        kill_workers()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(ResourceError, match="was killed, most likely for memory"):
+        survey_population(folder, members, load("digits"), survey, ["l2"], workers=2)
+    killer.join()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="children are found in /proc")
