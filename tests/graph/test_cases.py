@@ -47,7 +47,8 @@ def traced(name: str) -> tuple[Case, nn.Module, Any, Network]:
 
 
 def tolerance(name: str) -> float:
-    return 3e-2 if name == "half_precision" else 1e-4
+    """Relative; weights are divided by a small difference in spectral norms (in float64 they agree to 1e-12)."""
+    return {"half_precision": 3e-2, "spectral_norm": 1e-3, "spectral_norm_old": 1e-3}.get(name, 1e-4)
 
 
 def places(model: nn.Module, dimension: str) -> set[tuple[str, int]]:
