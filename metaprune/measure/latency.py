@@ -26,7 +26,7 @@ Verdict = Literal["faster", "slower", "no difference", "too noisy"]
 _SCRIPT = Path(__file__).with_name("_session_job.py")
 _BLOCK = 10  # rounds: long enough to carry what neighbours share (a burst of load), short enough to leave many blocks
 _DRAWS = 1000
-_SPREAD = "95 % bootstrap interval over blocks"
+_SPREAD = "95 % bootstrap interval over processes and blocks"
 _QUIET = 0.03  # an A/A arm that may be further off than this cannot carry "no difference"
 _FLOOR = 0.01  # sessions of one file differ by up to 0.6 % through where their weights lie in memory
 
@@ -285,13 +285,17 @@ def judge(ratio: Quantity, resolution: float) -> tuple[Verdict, str]:
 
 
 def _block_draws(lengths: list[int], rng: np.random.Generator) -> NDArray[np.intp]:
-    """Row indices of bootstrap samples, (S, R'): whole blocks are drawn, since neighbouring rounds share their load."""
-    starts: list[int] = []
-    first = 0
-    for length in lengths:  # a block never spans two processes
-        starts += range(first, first + length - _BLOCK + 1, _BLOCK)
-        first += length
-    start_SB = rng.choice(np.asarray(starts), size=(_DRAWS, len(starts)))
+    """Row indices of bootstrap samples, (S, R'): processes are drawn, and in each of them whole blocks.
+
+    Neighbouring rounds share their load, and all rounds of a process share where things lie in memory.
+    """
+    drawn = []
+    firsts, count = np.cumsum([0, *lengths[:-1]]), min(lengths) // _BLOCK
+    for _ in lengths:
+        process_S = rng.integers(len(lengths), size=_DRAWS)
+        block_SB = (rng.random((_DRAWS, count)) * (np.asarray(lengths) // _BLOCK)[process_S, None]).astype(np.intp)
+        drawn.append(firsts[process_S, None] + _BLOCK * block_SB)
+    start_SB = np.concatenate(drawn, axis=1)
     return (start_SB[:, :, None] + np.arange(_BLOCK)).reshape(_DRAWS, -1)
 
 
