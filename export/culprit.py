@@ -25,6 +25,7 @@ from metaprune.export.example import BATCH, Example
 from metaprune.export.numeric import Judge, largest_difference
 from metaprune.export.session import Session, open_session
 from metaprune.export.to_onnx import Rung, draft, ladder, save
+from metaprune.measure.profile import module_of
 
 _SAME = 1e-6  # share of the largest number that two ways to the same result may differ by
 _SAMPLES = 4
@@ -73,7 +74,7 @@ def find_culprit(session: Session, judge: Judge, example: Example) -> Culprit | 
     told = replace(few, axes={0: BATCH, **free})
     for rung in _rungs(session, told):
         try:
-            network, modules = draft(judge.single, told, rung, session.structure.opset)
+            network = draft(judge.single, told, rung, session.structure.opset)
         except MetapruneError:
             continue
         with tempfile.TemporaryDirectory(prefix="metaprune-") as folder:
@@ -81,7 +82,7 @@ def find_culprit(session: Session, judge: Judge, example: Example) -> Culprit | 
             fresh = onnx.load(Path(folder) / "fresh.onnx")
         try:
             file, feeds = onnx.load(session.structure.path), session.feeds(few)
-            return first_difference(file, fresh, modules, feeds) or _first_module(file, modules, judge, few, feeds)
+            return first_difference(file, fresh, feeds) or _first_module(file, fresh, judge, few, feeds)
         except (MetapruneError, ValueError):  # too large to show every result, or not to be run in pieces
             return None
     return None
@@ -93,15 +94,12 @@ def _rungs(session: Session, example: Example) -> list[Rung]:
     return [rung for rung in rungs if rung.name == session.metadata.get("metaprune.rung")] or rungs
 
 
-def first_difference(
-    file: ModelProto, fresh: ModelProto, modules: Mapping[str, str], feeds: Mapping[str, NDArray[Any]]
-) -> Culprit | None:
+def first_difference(file: ModelProto, fresh: ModelProto, feeds: Mapping[str, NDArray[Any]]) -> Culprit | None:
     """The first node of `file` that differs from its counterpart in `fresh`; None where all are the same.
 
     Args:
         file: The file that is wrong.
-        fresh: What it should be.
-        modules: Path of the module behind each node of `fresh`.
+        fresh: What it should be, its nodes named after their modules.
         feeds: Inputs by name.
     """
     ours, theirs = list(file.graph.node), list(fresh.graph.node)
@@ -118,7 +116,7 @@ def first_difference(
         found = Culprit(
             node=node.name or node.output[0],
             operator=node.op_type,
-            module=modules.get(other.name, ""),
+            module=module_of(other.name),
             reason=_reason(file, fresh, node, other) or "its result is the first that differs",
             error=None if np.isinf(error) else error,
         )
@@ -208,12 +206,12 @@ def _change(got: NDArray[Any], wanted: NDArray[Any]) -> str:
 
 
 def _first_module(
-    file: ModelProto, modules: Mapping[str, str], judge: Judge, example: Example, feeds: Mapping[str, NDArray[Any]]
+    file: ModelProto, fresh: ModelProto, judge: Judge, example: Example, feeds: Mapping[str, NDArray[Any]]
 ) -> Culprit | None:
     """The first module whose result in torch is not that of its last node."""
     truths = _module_results(judge.single, example)
     results = _results(file, feeds)
-    last = {modules[node.name]: node for node in file.graph.node if modules.get(node.name)}
+    last = {module_of(other.name): node for node, other in _pairs(file.graph.node, fresh.graph.node) if other}
     for module, node in last.items():
         if module not in truths or truths[module].shape != results[node.output[0]].shape:
             continue

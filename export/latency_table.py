@@ -218,7 +218,7 @@ def _exported(network: Network, sizes_A: Sizes, path: Path) -> Path:
     )
     slim = network.apply(Plan(keeps, network.fingerprint)).eval()
     example = as_example(network.example_inputs)
-    save(draft(slim, example, ladder(example)[0], DEFAULT_OPSET)[0], path)
+    save(draft(slim, example, ladder(example)[0], DEFAULT_OPSET), path)
     return path
 
 

@@ -34,6 +34,7 @@ from metaprune.export.numeric import Deviation, Judge, Truth
 from metaprune.export.session import Session, first_line, newest_opset, open_session
 from metaprune.export.structure import Port, paths_in
 from metaprune.graph.twin import named_tensors
+from metaprune.measure.profile import node_name
 
 DEFAULT_OPSET = 20
 _OLDEST_OPSET = 7  # onnxruntime promises nothing below
@@ -42,6 +43,7 @@ _BATCHES = (1, 5, 3)  # to probe beside that of the example, until there are eno
 _PROBED = 3  # sizes of an axis that are looked at before the file may claim any
 _OWN = ("schema", "version", "torch", "rung", "opset", "axes", "network")  # metadata that are always written
 _CHATTY = ("torch", "onnxscript", "onnx_ir")
+_NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"  # what the exporter says where it knows no module
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 _log = logging.getLogger("metaprune.export")
@@ -317,8 +319,8 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def draft(model: nn.Module, example: Example, rung: Rung, opset: int) -> tuple[onnx_ir.Model, dict[str, str]]:
-    """The network as the exporter writes it, cleaned but not proved, and the path of the module behind each node.
+def draft(model: nn.Module, example: Example, rung: Rung, opset: int) -> onnx_ir.Model:
+    """The network as the exporter writes it, cleaned but not proved; each node is named after its module.
 
     Raises:
         UnsupportedModelError: The exporter fails.
@@ -341,20 +343,35 @@ def draft(model: nn.Module, example: Example, rung: Rung, opset: int) -> tuple[o
     except Exception as error:  # the exporter's errors have no public family that holds them all
         raise UnsupportedModelError(f"the exporter failed: {_cause(error)}") from error
     network = program.model
-    modules = {str(node.name): _module_of(node) for node in network.graph}
+    _name_by_module(network)
     _keep_padding(network)
     _strip(network)
-    return network, modules
+    return network
+
+
+def _name_by_module(network: onnx_ir.Model) -> None:
+    """Put the path of its module before the name of every node, the last that a runtime forgets of a file."""
+    for graph in (network.graph, *(function.graph for function in network.functions.values())):
+        for node in onnx_ir.traversal.RecursiveGraphIterator(graph):
+            node.name = node_name(_module_of(node), str(node.name))
 
 
 def _module_of(node: onnx_ir.Node) -> str:
-    """Path of the module whose forward made a node, or an empty text where the exporter does not tell."""
+    """Path of the module whose weights a node alone reads, or whose forward made it; empty for the network itself.
+
+    A convolution that the exporter has merged with its norm would else be the norm's.
+    """
+    owners = [
+        str(port.name).rpartition(".")[0]
+        for port in node.inputs
+        if port is not None and port.is_initializer() and len(port.uses()) == 1
+    ]
     scopes = re.findall(r"'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
-    return scopes[-2] if len(scopes) > 1 else ""
+    return next(filter(None, [*owners, *(scope for scope in scopes[-2:-1] if scope != _NO_SCOPE)]), "")
 
 
 def _attempt(rung: Rung, model: nn.Module, example: Example, opset: int, texts: dict[str, str]) -> onnx_ir.Model:
-    network, _ = draft(model, example, rung, opset)
+    network = draft(model, example, rung, opset)
     claimed = json.dumps({port.name: [str(size) for size in port.shape or ()] for port in network.graph.inputs})
     told = {"rung": rung.name, "opset": str(network.opset_imports.get("")), "axes": claimed}
     network.metadata_props.update({**texts, **{f"metaprune.{name}": text for name, text in told.items()}})

@@ -5,7 +5,7 @@ from metaprune.measure.distortion import distortion, output_error
 from metaprune.measure.host import Host, host
 from metaprune.measure.latency import Arm, Comparison, Latency, latency
 from metaprune.measure.memory import Memory, memory
-from metaprune.measure.profile import Node, profile
+from metaprune.measure.profile import Node, profile, shares_by_module
 from metaprune.measure.quantity import Label, Quantity
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "memory",
     "output_error",
     "profile",
+    "shares_by_module",
 ]

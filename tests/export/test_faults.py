@@ -63,7 +63,7 @@ class Bench:
         self.judge = Judge(self.net)
         self.example = as_example(torch.randn(64, *INPUTS[self.kind]))
         self.truth: Truth = self.judge.truth(self.example)
-        fresh, self.modules = draft(self.net, self.example.head(2), ladder(self.example)[0], 20)
+        fresh = draft(self.net, self.example.head(2), ladder(self.example)[0], 20)
         save(fresh, self.folder / "fresh.onnx")
         self.fresh = onnx.load(self.folder / "fresh.onnx")
 
@@ -74,7 +74,7 @@ class Bench:
 
     def named(self, model: ModelProto) -> Culprit | None:
         feeds = {self.fresh.graph.input[0].name: self.example.head(4).args[0].numpy()}
-        return first_difference(model, self.fresh, self.modules, feeds)
+        return first_difference(model, self.fresh, feeds)
 
 
 def shifted(weight: np.ndarray) -> np.ndarray:
@@ -173,7 +173,7 @@ class Lying(nn.Module):
 def test_where_the_exporter_is_wrong_the_module_is_named(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), Lying(), nn.Linear(6, 4)).eval(), torch.randn(8, 6)
-    fresh, _ = draft(net, as_example(x), ladder(as_example(x))[0], 20)
+    fresh = draft(net, as_example(x), ladder(as_example(x))[0], 20)
     save(fresh, tmp_path / "net.onnx")
     found = validate(tmp_path / "net.onnx", net, x, reference_limit_s=0)
     assert found.culprit is not None
