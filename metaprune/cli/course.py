@@ -263,6 +263,7 @@ def _work(
     watch.end()
     result.save(run.folder)
     delivery = deliver(result, dense, subject, options, order.folder, watch)
+    delivery.time_modules(watch)
     delivery.notes[:0] = order.notes
     told = outcome(order.command, options, subject, recoveries, result, delivery, tracked)
     told["seconds"] = {**result.seconds, **delivery.seconds, "total": round(time.perf_counter() - began, 3)}

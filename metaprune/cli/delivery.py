@@ -18,7 +18,7 @@ from metaprune.config import PruneOptions
 from metaprune.errors import InputError, MetapruneError, ResourceError
 from metaprune.export import Exported, Validation, export, validate, weights_hash
 from metaprune.export.devices import Device, fits, load_device
-from metaprune.measure import Latency, latency
+from metaprune.measure import Latency, latency, profile, shares_by_module
 from metaprune.pipeline import TOLERANCE, Result
 from metaprune.planning import plan
 from metaprune.recovery import Recovery
@@ -27,6 +27,7 @@ from metaprune.subject import Subject
 
 BENCH_S = 2.0
 ANY_SIZE = "any-size.onnx"
+_PROFILE_MS, _PROFILE_CALLS = 1000.0, (5, 50)  # of each file: as many calls as fit into that time, within these bounds
 _REFERENCE_S = 30.0  # patience with ONNX's own evaluator, which is slow on large networks
 
 WHAT = {
@@ -49,6 +50,7 @@ class Delivery:
         exported: The pruned file, or None.
         validation: Its checks, or None.
         latency: Dense and pruned file in pairs, or None.
+        times: Milliseconds of the dense and of the pruned file by path of the module, or None.
         checks: Name, outcome and finding of everything that was checked.
         notes: What a user should know.
         device: What the device makes of the network: its profile's name, label and alignment, and projected latencies.
@@ -59,10 +61,26 @@ class Delivery:
     exported: Exported | None = None
     validation: Validation | None = None
     latency: Latency | None = None
+    times: tuple[dict[str, float], dict[str, float]] | None = None
     checks: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     device: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def time_modules(self, watch: Watch) -> None:
+        """Where the time of both files goes, where they have been timed."""
+        if self.latency is None:
+            return
+        with _timed(self, "profile", "Timing every module", watch):
+            try:
+                dense, pruned = (
+                    _by_module(self.folder / name, arm.p50.value)
+                    for name, arm in zip((DENSE, PRUNED), self.latency.arms, strict=False)
+                )
+            except (InputError, ResourceError) as error:  # the result is good without it
+                self.notes.append(f"The modules could not be timed: {error}")
+            else:
+                self.times = dense, pruned
 
     def write_report(
         self,
@@ -80,6 +98,7 @@ class Delivery:
             budget=told["budget"],
             recoveries=[recovery.name for recovery in recoveries],
             latency=self.latency,
+            times=self.times,
             checks=self.checks,
             notes=self.notes,
             commands=[told["reproduce"], *told["next"]],
@@ -207,6 +226,13 @@ def _bench(delivery: Delivery, result: Result, options: PruneOptions, watch: Wat
             )
     except (InputError, ResourceError) as error:  # the result is good without it
         delivery.notes.append(f"The files could not be timed: {error}")
+
+
+def _by_module(file: Path, total_ms: float) -> dict[str, float]:
+    """Milliseconds of every module, of a file that takes `total_ms` in all."""
+    least, most = _PROFILE_CALLS
+    nodes = profile(file, rounds=int(min(most, max(least, _PROFILE_MS / total_ms))))
+    return {path: share * total_ms for path, share in shares_by_module(nodes).items()}
 
 
 def _of_any_size(result: Result, options: PruneOptions, folder: Path) -> list[Path]:

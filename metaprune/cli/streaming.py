@@ -118,6 +118,7 @@ def _outcome(order: Order, source: SourceModel, done: Streamed) -> dict[str, Any
         accuracy={},
         difference=None,
         latency=None,
+        latency_by_module=None,
         tracking={"run_id": None, "uri": None},
         notes=[],
         reproduce=order.again,

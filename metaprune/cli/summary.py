@@ -78,6 +78,7 @@ def outcome(
         accuracy={name: found.to_json() for name, found in result.accuracy.items()},
         difference=None if result.difference is None else result.difference.to_json(),
         latency=None if latency is None else latency.to_json(),
+        latency_by_module=_by_module(delivery.times),
         tracking={"run_id": tracked.run_id, "uri": without_password(tracked.uri) or None},
         notes=delivery.notes,
         reproduce="",
@@ -182,6 +183,12 @@ def _draw_places(told: Mapping[str, Any], console: "Console") -> None:
         console.print(Text("Next", style="bold"))
     for command in told["next"]:
         console.print(Text(f"  {command}"), soft_wrap=True)  # never broken, so that it can be copied
+
+
+def _by_module(times: "tuple[Mapping[str, float], Mapping[str, float]] | None") -> dict[str, Any] | None:
+    if times is None:
+        return None
+    return {"unit": "ms", "label": "measured", "dense": dict(times[0]), "pruned": dict(times[1])}
 
 
 def _figures(figures: "Figures", latency_ms: float | None) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from metaprune.measure import Accuracy, Latency
 from metaprune.report import numbers
-from metaprune.report.treemap import SQUARE, area, centre, treemap
+from metaprune.report.treemap import SQUARE, Polygon, area, breadth, centre, treemap
 
 _TILES = 120  # modules that have an area of their own
-_LEGIBLE, _WIDE = 300, 800  # areas, of 100 x 100, that a word or two fit into
+_LEGIBLE, _LETTER = 300, 2.4  # an area that a word fits into, and the width of a letter, of 100 x 100
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,12 @@ class Tile:
 
 @dataclass(frozen=True)
 class Map:
-    """One quantity of a network, its modules as areas; a smaller network has a smaller area.
+    """One quantity of a network, its modules as areas; the network with less of it has a smaller area.
 
     Args:
         title: What it shows.
         tiles: The modules.
-        side: Length of its side, in percent of that of the dense network.
+        side: Length of its side, in percent of that of the larger network.
     """
 
     title: str
@@ -157,7 +157,7 @@ class Dot:
 def cost_maps(
     name: str, before: Mapping[str, float], after: Mapping[str, float], words: Callable[[float], str]
 ) -> tuple[Map, Map] | None:
-    """Where a quantity of the dense and of the smaller network lies, to one scale; None where there is nothing of it.
+    """Where a quantity of the dense and of the pruned network lies, to one scale; None where one has nothing of it.
 
     Args:
         name: Of the quantity.
@@ -165,36 +165,39 @@ def cost_maps(
         after: Likewise.
         words: Writes an amount.
     """
-    dense, small = _gathered(before, before), _gathered(after, before)
+    most = {path: max(before.get(path, 0.0), after.get(path, 0.0)) for path in {**before, **after}}
+    largest = sorted(most, key=lambda path: -most[path])[:_TILES]
+    dense, small = _gathered(before, largest), _gathered(after, largest)
     whole, rest = sum(dense.values()), sum(small.values())
     if not whole or not rest:
         return None
-    side = math.sqrt(rest / whole)
 
-    def tiles(shown: Mapping[str, float], scale: float) -> tuple[Tile, ...]:
-        out = []
-        for path, polygon in treemap(shown, SQUARE * scale).items():
-            kept = min(small.get(path, 0.0) / dense[path], 1.0)
-            x, y = centre(polygon)
-            text = f"{path}: {words(small.get(path, 0.0))} of {words(dense[path])} stay ({kept:.0%})"
-            label = _last(path, 2 if area(polygon) > _WIDE else 1) if area(polygon) > _LEGIBLE else ""
+    def drawn(which: str, amounts: Mapping[str, float]) -> Map:
+        total = sum(amounts.values())
+        side = math.sqrt(total / max(whole, rest))
+        tiles = []
+        for path, polygon in treemap(amounts, SQUARE * side).items():
+            was, now = dense.get(path, 0.0), small.get(path, 0.0)
+            text = f"{path}: {words(was)} before, {words(now)} after" + (f" ({now / was:.0%})" if was else "")
             points = " ".join(f"{px:.2f},{py:.2f}" for px, py in polygon)
-            out.append(Tile(points, path, text, kept, label, round(x, 2), round(y, 2)))
-        return tuple(out)
+            x, y = centre(polygon)
+            kept = min(now / was, 1.0) if was else 1.0
+            tiles.append(Tile(points, path, text, kept, _label(path, polygon), round(x, 2), round(y, 2)))
+        return Map(f"{name}, {which}: {words(total)}", tuple(tiles), round(100 * side, 2))
 
-    return (
-        Map(f"{name}, dense: {words(whole)}", tiles(dense, 1.0), 100.0),
-        Map(f"{name}, pruned: {words(rest)}", tiles(small, side), round(100 * side, 2)),
-    )
-
-
-def _last(path: str, parts: int) -> str:
-    return ".".join(path.split(".")[-parts:])
+    return drawn("dense", dense), drawn("pruned", small)
 
 
-def _gathered(amounts: Mapping[str, float], by: Mapping[str, float]) -> dict[str, float]:
+def _label(path: str, polygon: Polygon) -> str:
+    """As much of the end of a path as there is room for: two parts, one, or nothing."""
+    if area(polygon) <= _LEGIBLE:
+        return ""
+    ends = (".".join(path.split(".")[-parts:]) for parts in (2, 1))
+    return next((end for end in ends if _LETTER * len(end) <= breadth(polygon)), "")
+
+
+def _gathered(amounts: Mapping[str, float], largest: Sequence[str]) -> dict[str, float]:
     """The largest modules, and what is left of each part of the network together."""
-    largest = set(sorted(by, key=lambda path: -by[path])[:_TILES])
     out: dict[str, float] = {}
     for path, amount in amounts.items():
         if amount > 0:

@@ -36,6 +36,7 @@ class Findings:
         budget: What was asked for.
         recoveries: Names of the recoveries that ran, in order.
         latency: Dense and smaller file timed in pairs, where that was done.
+        times: Milliseconds of the dense and of the smaller file by path of the module, where that was done.
         checks: All checks, each with `name`, `passed` (None where it could not be made) and `detail`.
         notes: Sentences that a reader should not miss.
         commands: Command lines that reproduce the result, or go on from it.
@@ -48,6 +49,7 @@ class Findings:
     budget: str
     recoveries: Sequence[str] = ()
     latency: Latency | None = None
+    times: tuple[Mapping[str, float], Mapping[str, float]] | None = None
     checks: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     commands: Sequence[str] = ()
@@ -87,7 +89,7 @@ def render(findings: Findings) -> str:
         rows=_rows(findings),
         accuracies=charts.accuracy_spans(result.accuracy, ACCURACIES),
         latencies=None if findings.latency is None else charts.latency_spans(findings.latency, LATENCIES),
-        maps=_maps(result),
+        maps=_maps(findings),
         dots=_dots(findings),
         groups=groups,
         axes=sum(not bar.note for bars in groups.values() for bar in bars),
@@ -102,9 +104,10 @@ def render(findings: Findings) -> str:
     )
 
 
-def _maps(result: Result) -> list[tuple[charts.Map, charts.Map]]:
-    """Where MACs and parameters lie, dense beside pruned."""
-    before, after = result.network.cost_by_module(), result.network.cost_by_module(result.plan)
+def _maps(findings: Findings) -> list[tuple[charts.Map, charts.Map]]:
+    """Where MACs, parameters and latency lie, dense beside pruned."""
+    network = findings.result.network
+    before, after = network.cost_by_module(), network.cost_by_module(findings.result.plan)
     drawn = [
         charts.cost_maps(
             name,
@@ -114,6 +117,8 @@ def _maps(result: Result) -> list[tuple[charts.Map, charts.Map]]:
         )
         for place, name in enumerate(("MACs", "parameters"))
     ]
+    if findings.times is not None:
+        drawn.append(charts.cost_maps("latency (measured)", *findings.times, numbers.milliseconds))
     return [pair for pair in drawn if pair is not None]
 
 

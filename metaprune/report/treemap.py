@@ -69,6 +69,20 @@ def centre(polygon: Polygon) -> tuple[float, float]:
     return float(origin[0]) + moved[0], float(origin[1]) + moved[1]
 
 
+def breadth(polygon: Polygon) -> float:
+    """Length of the horizontal line through the centre.
+
+    >>> breadth(SQUARE)
+    100.0
+    """
+    y = centre(polygon)[1]
+    ends = []
+    for (x1, y1), (x2, y2) in zip(polygon, np.roll(polygon, -1, axis=0)):
+        if (y1 <= y) != (y2 <= y):
+            ends.append(x1 + (x2 - x1) * (y - y1) / (y2 - y1))
+    return float(np.ptp(ends)) if ends else 0.0
+
+
 Leaf = tuple[tuple[str, ...], str, float]
 
 

@@ -66,7 +66,12 @@ def test_json_says_everything(tracked: tuple[Answer, Path, str]) -> None:
     assert told["before"]["latency_ms"] > 0
     assert told["surgery"] == {"way": "attributes", "reason": "", "checked": True}
     assert told["latency"]["comparisons"][0]["verdict"] in ("faster", "slower", "no difference", "too noisy")
+    for side, times in (("before", "dense"), ("after", "pruned")):
+        modules = told["latency_by_module"][times]
+        assert sum(modules.values()) == pytest.approx(told[side]["latency_ms"])
+        assert {"block1.conv1", "block2.conv1"} <= set(modules)
     assert told["tracking"]["uri"] == uri
+    assert told["seconds"]["profile"] > 0
     assert told["seconds"]["total"] > 0
 
 

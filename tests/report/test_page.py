@@ -246,13 +246,37 @@ def test_maps_show_where_the_cost_lies_to_one_scale(findings: Findings) -> None:
         for which, amount in (("dense", dense), ("pruned", small)):
             assert f"{name}, {which}: {count(amount)}" in page.text
     assert len(maps) == 4
+    assert "latency (measured)" not in page.text
     whole, rest = cost_maps("MACs", {"a.b": 300.0, "a.c": 100.0}, {"a.b": 50.0, "a.c": 50.0}, str) or ()
     assert [tile.kept for tile in whole.tiles] == pytest.approx([1 / 6, 0.5])
-    assert whole.tiles[0].text == "a.b: 50.0 of 300.0 stay (17%)"
+    assert whole.tiles[0].text == "a.b: 300.0 before, 50.0 after (17%)"
     assert rest.side == pytest.approx(50)
     assert cost_maps("MACs", {"a": 0.0}, {"a": 0.0}, str) is None
+    whole, rest = cost_maps("ms", {"": 1.0}, {"": 3.0, "(other).Pad": 1.0}, str) or ()
+    assert (whole.side, rest.side) == (pytest.approx(50), 100)  # a slower network is the larger one
+    assert [tile.text for tile in rest.tiles] == [
+        "the network itself: 1.0 before, 3.0 after (300%)",
+        "(other).Pad: 0.0 before, 1.0 after",
+    ]
+    longest = "layer1.a_name_that_is_too_long_for_this"
+    whole, _ = cost_maps("MACs", {longest: 1.0, "layer1.conv": 1.0}, {longest: 1.0}, str) or ()
+    assert [tile.label for tile in whole.tiles] == ["", "layer1.conv"]
     many = {f"layer{k % 3}.{k}": 1.0 + k for k in range(200)}
     assert {tile.name for tile in cost_maps("MACs", many, many, str)[0].tiles} >= {"layer0.others", "layer1.199"}  # type: ignore[index]
+
+
+def test_a_map_shows_where_the_time_goes(findings: Findings) -> None:
+    times = {"block2.conv1": 0.6, "fc": 0.4}, {"block2.conv1": 0.3, "(other).ReorderInput": 0.5}
+    page = Page(render(replace(findings, times=times)))
+    for part in (
+        "latency (measured), dense: 1 ms",
+        "latency (measured), pruned: 0.8 ms",
+        "block2.conv1: 0.6 ms before, 0.3 ms after (50%)",
+        "fc: 0.4 ms before, 0 ms after (0%)",
+        "(other).ReorderInput: 0 ms before, 0.5 ms after",
+        "as onnxruntime tells the times of its kernels",
+    ):
+        assert part in page.text, part
 
 
 def test_a_network_is_a_dot_between_latency_and_accuracy(findings: Findings) -> None:
