@@ -1,6 +1,5 @@
 """What every verb says with ``--json``: the same keys in the same meaning, None where a verb has nothing to say."""
 
-from importlib.resources import files
 from typing import Any
 
 from metaprune import __version__
@@ -35,4 +34,6 @@ def answer(command: str, **found: Any) -> dict[str, Any]:
 
 def schema(command: str) -> str:
     """The JSON Schema of a verb's answer, as text; that of failed commands is called ``error``."""
+    from importlib.resources import files
+
     return (files("metaprune.cli") / "schema" / f"{command.replace(' ', '-')}.json").read_text(encoding="utf-8")

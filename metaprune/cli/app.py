@@ -42,6 +42,12 @@ class _Verbs(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
 
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False  # typer imports pydantic to make a truth value of a flag that is neither on nor off
+        return option
+
 
 app = typer.Typer(
     cls=_Verbs,

@@ -1,7 +1,6 @@
 """``metaprune doctor``: is everything here that metaprune needs, and what would colour a measurement?"""
 
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,6 +99,8 @@ def _hints(here: Any) -> list[str]:
 
 
 def _version(distribution: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     for name in (f"{distribution}-gpu", distribution) if distribution == "onnxruntime" else (distribution,):
         try:
             return version(name)
