@@ -136,6 +136,8 @@ def _draw_nodes(name: str, nodes: "Sequence[Node]", console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from metaprune.measure.profile import module_of, node_name
+
     table = Table(box=None, padding=(0, 2, 0, 0), title=Text(f"Slowest nodes of {name}", "bold"), title_justify="left")
     for title in ("node", "operator", "time", "share", "output"):
         table.add_column(title, justify="right" if title in ("time", "share") else "left", overflow="fold")
@@ -143,7 +145,9 @@ def _draw_nodes(name: str, nodes: "Sequence[Node]", console: "Console") -> None:
         plain = node.operator in ("Conv", "FusedConv") and not node.blocked
         shape = "x".join(map(str, node.outputs[0])) if node.outputs else ""
         told = Text(node.operator + (" (not in blocks)" if plain else ""), "yellow" if plain else "")
-        table.add_row(Text(node.name), told, f"{node.time.value:.0f} us", f"{node.share:.0%}", shape)
+        named = node.module is None or node.module == module_of(node.name)
+        where = node.name if named else node_name(str(node.module), node.name)
+        table.add_row(Text(where), told, f"{node.time.value:.0f} us", f"{node.share:.0%}", shape)
     console.print(table)
 
 

@@ -50,9 +50,13 @@ def test_nodes_are_shown_on_demand(result_folder: Path) -> None:
     told = command("bench", file, *QUICK, "--no-memory", "--profile", "--json").json
     (nodes,) = told["profile"]
     assert {"Conv", "Gemm"} <= {node["operator"] for node in nodes}
+    convolutions = [node["module"] for node in nodes if node["operator"] == "Conv"]
+    assert convolutions
+    assert all(module.rpartition(".")[2].startswith("conv") for module in convolutions)
     done = command("bench", file, *QUICK, "--profile")
     assert "Slowest nodes of model.onnx" in done.out
     assert "load" in done.out
+    assert convolutions[0] in done.out
     assert max(map(len, done.out.splitlines())) <= 80
 
 
