@@ -8,7 +8,7 @@ SOURCES := metaprune search export configs tests benchmarks
 .PHONY: help demo test test-long lint types format clean
 
 help:
-	@echo "make demo       install, then train, prune, export and prove a small network (about a minute)"
+	@echo "make demo       install, then train, prune, export, prove a small network, and search (about a minute)"
 	@echo "make test       install, then lint, types and the fast tests (about ten minutes on two cores)"
 	@echo "make test-long  the same with the long tests"
 	@echo "make format     format the code"

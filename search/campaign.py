@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -344,16 +344,15 @@ class Campaign:
         front = {
             task.key for task, rank in zip(feasible, ranks(self._losses(feasible, number)).tolist()) if rank == 0
         }  # fmt: skip
-        first, references = goals(self.settings, number)[0], self._references(done)
+        first, known = goals(self.settings, number)[0], {task.key: task for task in done}
         sign = -sign_of(first)
+        plain = cache(self._plain)
         found = []
         for task in done:
             config, metrics = self.config(task.trial.params), task.result["metrics"]
             gains = {
-                name: None if other is None else sign * (metrics[first] - other.result["metrics"][first])
-                for name in REFERENCES
-                if name in self.settings.baselines
-                for other in [references.get((name, config["budget"]))]
+                name: sign * (metrics[first] - known[key].result["metrics"][first]) if key in known else None
+                for name, key in plain(config["budget"]).items()
             }
             found.append(
                 Point(
@@ -372,14 +371,20 @@ class Campaign:
             )
         return found
 
-    def _references(self, done: Sequence[Task]) -> dict[tuple[str, str], Task]:
-        """Baselines by allocator and budget."""
-        plain = {
-            self.key(self._params(allocator=name, budget=budget)): (name, budget)
-            for name in REFERENCES
-            for budget in {str(self.config(task.trial.params)["budget"]) for task in done}
-        }
-        return {plain[task.key]: task for task in done if task.key in plain}
+    def rivals(self, point: Point, among: Sequence[Point]) -> dict[str, Point]:
+        """What plain allocators gave at the budget of a point, by their names; without the point itself.
+
+        Args:
+            point: One of the rung.
+            among: All points of that rung.
+        """
+        known = {other.key: other for other in among if other.key != point.key}
+        return {name: known[key] for name, key in self._plain(point.config["budget"]).items() if key in known}
+
+    def _plain(self, budget: str) -> dict[str, str]:
+        """By plain allocator among the baselines, the key of its trial at a budget."""
+        names = [name for name in REFERENCES if name in self.settings.baselines]
+        return {name: self.key(self._params(allocator=name, budget=budget)) for name in names}
 
     def spread(self, points: Sequence[Point], count: int) -> list[Point]:
         """So many of the points of one front, far from each other."""

@@ -71,6 +71,7 @@ class Laboratory:
             self.network = with_times(self.network, budget)
         self.task: Task = resolve_task(settings.task, self.network.model)
         self._judgements: dict[tuple[Any, ...], Judgement] = {}
+        self._tested: dict[tuple[str, int], Accuracy] = {}
 
     @property
     def about(self) -> dict[str, str]:
@@ -237,7 +238,8 @@ class Laboratory:
             slim = fill(made.module, load_file(weights))
         else:
             slim = self.healed(config, self.settings.rungs[rung], plan, self.results.place(key) / f"checkpoints-{rung}")
-        dense, recovered = self._on_test(self.network.model), self._on_test(slim)
+        dense, recovered = self._dense_on_test, self._on_test(slim)
+        self._tested[key, rung] = recovered
         return Result(
             model=slim.cpu().eval(),
             network=self.network,
@@ -249,6 +251,16 @@ class Laboratory:
             difference=compare(dense, recovered),
             surgery=made.to_json(),
         )
+
+    def on_test(self, key: str, config: Mapping[str, Any], rung: int) -> Accuracy:
+        """Accuracy on test images of a network that was evaluated, measured once; arguments as for :meth:`result`."""
+        if (key, rung) not in self._tested:
+            self.result(key, config, rung)
+        return self._tested[key, rung]
+
+    @cached_property
+    def _dense_on_test(self) -> Accuracy:
+        return self._on_test(self.network.model)
 
     def _on_test(self, model: nn.Module) -> Accuracy:
         return accuracy(lambda x: model(x.to(self.device)), self.data.test)

@@ -151,9 +151,14 @@ class Point:
         return told | {f"gain_over_{name}": gain for name, gain in self.gains.items()}
 
 
-def as_csv(points: Sequence[Point]) -> str:
-    """One line a point."""
-    rows = [point.row() for point in points]
+def as_csv(points: Sequence[Point], tested: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """One line a point.
+
+    Args:
+        points: In their order.
+        tested: Further columns of some of them, by key.
+    """
+    rows = [point.row() | dict((tested or {}).get(point.key, {})) for point in points]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()

@@ -8,11 +8,11 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -37,6 +37,9 @@ from metaprune.run import Run, check, read
 from metaprune.subject import CLASSIFICATION, Subject, read_subject
 from metaprune.task import resolve_task
 from metaprune.tracking import Tracker, tracker, without_password
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CHECKPOINTS = "checkpoints"
 
@@ -115,9 +118,14 @@ def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
     return answer
 
 
-def finish(answer: dict[str, Any], screen: Screen) -> int:
+def keep(told: Mapping[str, Any], folder: Path) -> None:
+    """Write the answer of a command beside its result."""
+    write_atomically(folder / OUTCOME, json.dumps(finite(told), indent=1, allow_nan=False).encode())
+
+
+def finish(answer: dict[str, Any], screen: Screen, drawn: Callable[[Mapping[str, Any], "Console"], None] = draw) -> int:
     """Show the answer, and say with the exit code whether every gate was passed."""
-    screen.show(answer, lambda console: draw(answer, console))
+    screen.show(answer, lambda console: drawn(answer, console))
     failed = gates_failed(answer)
     if not failed:
         return 0
@@ -270,7 +278,7 @@ def _work(
     told["reproduce"] = order.again
     told["next"] = [*order.ideas, *told["next"]]
     delivery.write_report(result, subject, options, recoveries, told)
-    write_atomically(run.path(OUTCOME), json.dumps(finite(told), indent=1, allow_nan=False).encode())
+    keep(told, run.folder)
     if options.track:
         watch.step("Tracking")
         _track(tracked, result, delivery, told, run.folder)

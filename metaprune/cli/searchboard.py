@@ -170,10 +170,33 @@ def draw_status(told: Mapping[str, Any], console: "Console") -> None:
     console.print(front_table(told["front"], told["objectives"]))
 
 
+def draw_tested(networks: Sequence[Mapping[str, Any]], console: "Console") -> None:
+    """What the networks that were written give on test images, which chose nothing; nothing without networks."""
+    from rich.table import Table
+
+    if not networks:
+        return
+    images, names = networks[0]["test_images"], list(dict.fromkeys(name for one in networks for name in one["gains"]))
+    console.print(f"On {images} test images; gains in points at the same budget, with 95 % intervals:")
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    for column in ("trial", "accuracy", *(f"over {name}" for name in names)):
+        table.add_column(column, no_wrap=True, justify="right")
+    for network in networks:
+        gains = (network["gains"].get(name) for name in names)
+        table.add_row(
+            str(network["trial"]),
+            numbers.quantity("accuracy", network["accuracy"]),
+            *("" if gain is None else numbers.gain(gain["value"], gain["low"], gain["high"]) for gain in gains),
+        )
+    console.print(table)
+    console.print()
+
+
 def draw_end(told: Mapping[str, Any], console: "Console") -> None:
     """What a campaign found."""
     draw_status(told, console)
     console.print()
+    draw_tested(told["networks"], console)
     for name, path in told["files"].items():
         console.print(f"{name:<12}{path}", soft_wrap=True)
     console.print(f"More trials: {told['reproduce']} --trials N", soft_wrap=True)

@@ -22,7 +22,7 @@ from metaprune.cli.answer import answer
 from metaprune.cli.failure import Interrupted
 from metaprune.cli.screen import Screen, Watch, finite
 from metaprune.cli.searchboard import Board, draw_end, draw_space, draw_status
-from metaprune.cli.searchfront import FRONT, files_of, write_networks
+from metaprune.cli.searchfront import FRONT, files_of, tested, write_networks
 from metaprune.cli.summary import REPORT
 from metaprune.criteria import CRITERIA
 from metaprune.errors import ConfigError, GateError, InputError, ResourceError
@@ -302,7 +302,7 @@ def _tell(
     content = {**found, "identity": settings.identity, "evaluated": rows}
     del content["files"]  # paths of this machine
     write_atomically(folder / PARETO, json.dumps(finite(content), indent=1, allow_nan=False).encode())
-    write_atomically(folder / TABLE, as_csv(points).encode())
+    write_atomically(folder / TABLE, as_csv(points, {network["key"]: tested(network) for network in networks}).encode())
     told = answer(command, model=laboratory.subject.source.spec, data=settings.data) | found
     told["checks"] = [check for network in networks for check in network["checks"]]
     told["error_max"] = max((network["error_max"] for network in networks), default=None)

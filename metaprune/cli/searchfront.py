@@ -1,6 +1,7 @@
 """The networks of a front as files that can be deployed, each of them proved as that of `metaprune prune` is."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from metaprune.cli.delivery import deliver
 from metaprune.cli.screen import Watch
 from metaprune.cli.summary import PRUNED
 from metaprune.config import PruneOptions
+from metaprune.measure.accuracy import compare
 from metaprune.search.campaign import Campaign
 from metaprune.search.fidelity import Laboratory
 from metaprune.search.pareto import Point
@@ -31,15 +33,30 @@ def write_networks(
         What was written, as plain data, the best in the first objective first.
     """
     goal = campaign.settings.objectives[0]
-    front = [point for point in campaign.result() if point.front]
+    points = campaign.result()
+    front = [point for point in points if point.front]
     chosen = campaign.spread(front, campaign.settings.networks)
     chosen.sort(key=lambda point: point.metrics[goal], reverse=goal == "accuracy")
-    return [_write(campaign, laboratory, folder, point, watch, bench) for point in chosen]
+    networks = []
+    for point in chosen:
+        network = _write(campaign, laboratory, folder, point, watch, bench)
+        network["gains"] = _gains(campaign, laboratory, point, points, watch)
+        networks.append(network)
+    return networks
 
 
 def files_of(folder: Path) -> dict[str, Path]:
     """The ONNX files that were written, by the key of their network."""
     return {path.parent.name: path for path in sorted((folder / FRONT).glob(f"*/{PRUNED}"))}
+
+
+def tested(network: Mapping[str, Any]) -> dict[str, Any]:
+    """What was found of a network on test images, as columns of a table."""
+    row = {"test_accuracy": network["accuracy"]}
+    for name, gain in network["gains"].items():
+        column = f"test_gain_over_{name}"
+        row |= {column: gain["value"], f"{column}_low": gain["low"], f"{column}_high": gain["high"]}
+    return row
 
 
 def _write(
@@ -58,7 +75,7 @@ def _write(
         watch.step(f"{description}, trial {point.number}")
 
     quiet("Writing the network")
-    result = laboratory.result(point.key, point.config, int(point.fidelity.partition("-")[0]))
+    result = laboratory.result(point.key, point.config, _rung(point))
     result.save(place)
     dense = laboratory.network.model
     dense = dense if laboratory.device.type == "cpu" else copy.deepcopy(dense).cpu()  # files are made and tried there
@@ -78,3 +95,24 @@ def _write(
         "latency": None if delivery.latency is None else delivery.latency.to_json(),
         "notes": delivery.notes,
     }
+
+
+def _gains(
+    campaign: Campaign, laboratory: Laboratory, point: Point, points: Sequence[Point], watch: Watch
+) -> dict[str, Any]:
+    """By plain allocator, how many points better a network is than its own at the same budget on the same test images.
+
+    These images chose neither of them, so that no search flatters the difference.
+    """
+    watch.step(f"Testing plain allocators beside trial {point.number}")
+    own = laboratory.on_test(point.key, point.config, _rung(point))
+    gains = {
+        name: compare(laboratory.on_test(rival.key, rival.config, _rung(rival)), own).to_json()
+        for name, rival in campaign.rivals(point, points).items()
+    }
+    watch.end()
+    return gains
+
+
+def _rung(point: Point) -> int:
+    return int(point.fidelity.partition("-")[0])

@@ -87,8 +87,9 @@ def outcome(
 
 
 def gates_failed(told: Mapping[str, Any]) -> list[str]:
-    """Names of the checks that failed."""
-    return [check["name"] for check in told["checks"] if check["passed"] is False]
+    """Names of the checks that failed, those of a search that came after it among them."""
+    failed = [check["name"] for check in told["checks"] if check["passed"] is False]
+    return failed + (gates_failed(told["search"]) if told.get("search") else [])
 
 
 def draw(told: Mapping[str, Any], console: "Console") -> None:
@@ -143,6 +144,17 @@ def draw(told: Mapping[str, Any], console: "Console") -> None:
         console.print(Text.assemble(("note ", "yellow"), note))
     console.print()
     _draw_places(told, console)
+    draw_next(told["next"], console)
+
+
+def draw_next(commands: Sequence[str], console: "Console") -> None:
+    """What to try next."""
+    from rich.text import Text
+
+    if commands:
+        console.print(Text("Next", style="bold"))
+    for command in commands:
+        console.print(Text(f"  {command}"), soft_wrap=True)  # never broken, so that it can be copied
 
 
 def draw_checks(checks: Sequence[Mapping[str, Any]], console: "Console") -> None:
@@ -179,10 +191,6 @@ def _draw_places(told: Mapping[str, Any], console: "Console") -> None:
     console.print(Text.assemble(("Files   ", "bold"), f"{told['files']['folder']}: {', '.join(files)}"))
     if told["tracking"]["run_id"]:
         console.print(Text.assemble(("Tracked ", "bold"), f"MLflow run {told['tracking']['run_id']}"))
-    if told["next"]:
-        console.print(Text("Next", style="bold"))
-    for command in told["next"]:
-        console.print(Text(f"  {command}"), soft_wrap=True)  # never broken, so that it can be copied
 
 
 def _by_module(times: "tuple[Mapping[str, float], Mapping[str, float]] | None") -> dict[str, Any] | None:

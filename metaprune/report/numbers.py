@@ -52,6 +52,15 @@ def points(value: float, low: float, high: float) -> str:
     return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
+def gain(value: float, low: float, high: float) -> str:
+    """A difference of accuracies in points with its interval, for a column.
+
+    >>> gain(-0.56, -2.01, 0.86)
+    '-0.6 [-2.0, +0.9]'
+    """
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def ratio(value: float, low: float | None = None, high: float | None = None) -> str:
     """A share of the dense network, with its interval where there is one.
 

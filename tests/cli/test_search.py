@@ -1,5 +1,7 @@
 """`metaprune search`: a tiny campaign on digits, the whole way."""
 
+import csv
+import io
 import json
 import os
 import re
@@ -13,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from metaprune import tracking
 from metaprune.cli import searchcourse
+from metaprune.cli.searchboard import draw_end
 from metaprune.cli.searchcourse import load_settings
 from metaprune.search.campaign import Campaign
 from metaprune.search.settings import read_settings
@@ -101,6 +105,23 @@ def test_every_network_of_the_front_is_proved_and_can_be_loaded(done: tuple[Answ
         assert network["failed"] == []
 
 
+def test_gains_are_told_on_test_images_with_intervals(done: tuple[Answer, Path, str]) -> None:
+    answer, folder, _ = done
+    (network,) = answer.json["networks"]
+    rows = {row["key"]: row for row in csv.DictReader((folder / "pareto.csv").read_text().splitlines())}
+    own = rows[network["key"]]
+    plain = {row["allocator"] for row in rows.values() if row["origin"] == row["allocator"] != "sampler"}
+    assert set(network["gains"]) == plain & {"rd", "uniform", "global"} - {own["origin"]}
+    for name, gain in network["gains"].items():
+        assert (gain["split"], gain["n"]) == ("test", 359)
+        assert gain["low"] <= gain["value"] <= gain["high"]
+        assert gain["value"] == pytest.approx(100 * (gain["only_second"] - gain["only_first"]) / 359)
+        columns = [float(own[f"test_gain_over_{name}{end}"]) for end in ("", "_low", "_high")]
+        assert columns == [gain["value"], gain["low"], gain["high"]]
+        assert f"over {name}" in (folder / "report.html").read_text()
+    assert sum(bool(row["test_accuracy"]) for row in rows.values()) == 1
+
+
 def test_the_files_say_what_was_found_without_paths_of_this_machine(done: tuple[Answer, Path, str]) -> None:
     _, folder, _ = done
     found = json.loads((folder / "pareto.json").read_text())
@@ -111,7 +132,13 @@ def test_the_files_say_what_was_found_without_paths_of_this_machine(done: tuple[
     page = (folder / "report.html").read_text()
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
-    for part in ("The front", "Who won where", "How it went", "What each network of the front keeps of each axis"):
+    for part in (
+        "The front",
+        "On test images",
+        "Who won where",
+        "How it went",
+        "What each network of the front keeps of each axis",
+    ):
         assert part in page
     targets = re.findall(r'href="#(trial-[^"]+)"', page)
     assert targets
@@ -162,6 +189,14 @@ def test_status_tells_where_it_stands(done: tuple[Answer, Path, str]) -> None:
     shown = command("search", "status", folder).out
     assert max(map(len, shown.splitlines())) <= 80
     assert "0-evaluate: 8 done" in shown
+
+
+def test_the_end_fits_into_80_columns(done: tuple[Answer, Path, str]) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    draw_end(done[0].json, console)
+    shown = console.file.getvalue().splitlines()
+    assert max(len(line) for line in shown if str(done[1].parent) not in line) <= 80
+    assert any("On 359 test images" in line for line in shown)
 
 
 def test_it_goes_on_for_more_trials_and_computes_nothing_twice(copied: Path) -> None:

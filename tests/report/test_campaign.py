@@ -39,6 +39,12 @@ POINTS = [
     point(4, 99.0, 10.0, feasible=False),
 ]
 
+NETWORK = {
+    "key": "key2", "trial": 2, "folder": "front/key2", "accuracy": 94.0, "failed": [], "test_images": 359,
+    "difference": {"value": -1.95, "low": -3.5, "high": -0.1},
+    "gains": {"uniform": {"value": 2.23, "low": 0.4, "high": 4.1}},
+}  # fmt: skip
+
 
 @pytest.fixture
 def findings() -> CampaignFindings:
@@ -55,7 +61,7 @@ def findings() -> CampaignFindings:
         first=POINTS,
         last=POINTS,
         failures=[{"trial": 7, "why": "accuracy is <nan>", "config": {"criterion": "l2"}}],
-        networks={"key2": {"folder": "front/key2", "accuracy": 94.0, "failed": []}},
+        networks={"key2": NETWORK},
         commands=["metaprune search resume x"],
         files={"pareto.csv": "a table"},
     )

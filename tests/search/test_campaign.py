@@ -230,11 +230,14 @@ def test_gains_are_over_plain_allocators_at_the_same_budget(tmp_path: Path) -> N
     points = campaign.points(1)
     by = {(point.origin, point.config["budget"]): point for point in points}
     for point in points:
+        rivals = campaign.rivals(point, points)
+        assert point not in rivals.values()
         for name in ("rd", "uniform", "global"):
             other = by.get((name, point.config["budget"]))
             if other is not None:
                 gain = point.metrics["accuracy"] - other.metrics["accuracy"]
                 assert point.gains[name] == pytest.approx(gain)
+                assert rivals.get(name, point) == other
     climbed = [point for point in points if point.origin == "sampler"]
     assert climbed
     for point in climbed:
