@@ -19,13 +19,14 @@ from pydantic import TypeAdapter
 
 from metaprune.allocate import ALLOCATORS
 from metaprune.cli.answer import answer
+from metaprune.cli.course import finish
 from metaprune.cli.failure import Interrupted
 from metaprune.cli.screen import Screen, Watch, finite
 from metaprune.cli.searchboard import Board, draw_end, draw_space, draw_status
 from metaprune.cli.searchfront import FRONT, files_of, tested, write_networks
 from metaprune.cli.summary import REPORT
 from metaprune.criteria import CRITERIA
-from metaprune.errors import ConfigError, GateError, InputError, ResourceError
+from metaprune.errors import ConfigError, InputError, ResourceError
 from metaprune.files import read_json, write_atomically
 from metaprune.recovery import RECOVERIES
 from metaprune.report import CampaignFindings
@@ -88,6 +89,12 @@ class Order:
         given = {"trials": self.trials, "seconds": self.seconds}
         return {name: value for name, value in given.items() if value is not None}
 
+    @property
+    def again(self) -> list[str]:
+        """What of it a command that goes on must be given once more."""
+        where = ["--tracking-uri", without_password(self.tracking_uri)] if self.tracking_uri else []
+        return where if self.track else ["--no-track"]
+
 
 def show_space(config: str, as_json: bool) -> int:
     """`metaprune search space`."""
@@ -104,7 +111,8 @@ def begin(config: str, out: str | None, force: bool, order: Order) -> int:
     """`metaprune search run`."""
     settings = _read(config, workers=order.workers, storage=order.storage, stop=order.stop)
     folder = Path(out) if out else Path("runs") / f"search-{settings.name}"
-    return _course(settings, folder, order, COMMAND, force=force)
+    screen = Screen(order.as_json)
+    return finish(carry_out(settings, folder, order, screen, force=force), screen, draw_end)
 
 
 def go_on(folder: str, order: Order) -> int:
@@ -113,7 +121,9 @@ def go_on(folder: str, order: Order) -> int:
     changed = {**asdict(settings), "stop": {**asdict(settings.stop), **order.stop}}
     if order.workers is not None:
         changed["workers"] = order.workers
-    return _course(_settings(changed), Path(folder), order, "search resume", resume=True)
+    screen, place = Screen(order.as_json), Path(folder)
+    told = carry_out(_settings(changed), place, order, screen, command="search resume", resume=True)
+    return finish(told, screen, draw_end)
 
 
 def show_status(folder: str, as_json: bool) -> int:
@@ -178,8 +188,7 @@ def write_front(folder: str, bench: bool, as_json: bool) -> int:
         campaign.check(laboratory.about)
         told = _tell(campaign, laboratory, place, watch, "search export", bench=bench)
     told["seconds"] = {"total": round(time.perf_counter() - began, 3)}
-    screen.show(told, lambda console: draw_end(told, console))
-    return _exit_code(told)
+    return finish(told, screen, draw_end)
 
 
 def load_settings(folder: Path) -> Settings:
@@ -228,11 +237,30 @@ def standing(campaign: Campaign, folder: Path) -> dict[str, Any]:
 # ---- the whole way ---------------------------------------------------------------------------------------------------
 
 
-def _course(
-    settings: Settings, folder: Path, order: Order, command: str, *, force: bool = False, resume: bool = False
-) -> int:
-    screen, began = Screen(order.as_json), time.perf_counter()
-    again = shlex.join(["metaprune", "search", "resume", str(folder)])
+def carry_out(
+    settings: Settings, folder: Path, order: Order, screen: Screen, *, command: str = COMMAND, force: bool = False,
+    resume: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """The whole way, for `metaprune search run` and for whoever has a network and a folder.
+
+    Args:
+        settings: What is searched.
+        folder: Where the files go.
+        order: How it is tracked.
+        screen: Shows a live table.
+        command: The verb.
+        force: Delete what an earlier run left in the folder.
+        resume: Go on with it.
+
+    Returns:
+        What the command answers.
+
+    Raises:
+        MetapruneError: Something does not fit (nothing was written), or failed on the way (what was done is kept).
+        Interrupted: The user pressed Ctrl-C.
+    """
+    began = time.perf_counter()
+    again = shlex.join(["metaprune", "search", "resume", str(folder), *order.again])
     options = {**settings.deciding, "name": settings.name, "weights": None}  # they are known by what is in them
     if (folder / SETTINGS).exists() and not (force or resume):
         raise ConfigError(
@@ -248,13 +276,7 @@ def _course(
             if settings.storage is not None:
                 open_storage(settings.storage, folder)  # refused now, or never
             run = stack.enter_context(Run.open(folder, COMMAND, options, force=force, resume=resume))
-            storage = None if settings.storage is None else without_password(settings.storage)
-            saved = {
-                **asdict(settings),
-                "storage": storage,
-                "weights": settings.weights and str(Path(settings.weights).absolute()),
-            }
-            write_atomically(run.path(SETTINGS), json.dumps(saved, indent=1).encode())
+            write_atomically(run.path(SETTINGS), json.dumps(_saved(settings), indent=1).encode())
             kept = True
             if force and settings.storage is not None:
                 Campaign.forget(settings, open_storage(settings.storage, folder))
@@ -280,9 +302,10 @@ def _course(
     except KeyboardInterrupt:
         raise Interrupted(again if kept else shlex.join(["metaprune", *sys.argv[1:]]), kept=kept) from None
     if tracked.problem:
-        screen.warn(f"{tracked.problem}. Later: {shlex.join(['metaprune', 'search', 'sync', str(folder)])}")
-    screen.show(told, lambda console: draw_end(told, console))
-    return _exit_code(told)
+        screen.warn(
+            f"{tracked.problem}. Later: {shlex.join(['metaprune', 'search', 'sync', str(folder), *order.again])}"
+        )
+    return told
 
 
 def _tell(
@@ -329,10 +352,6 @@ def _tell(
         folder / REPORT,
     )
     return told
-
-
-def _exit_code(told: dict[str, Any]) -> int:
-    return GateError.exit_code if any(check["passed"] is False for check in told["checks"]) else 0
 
 
 def _tracking(tracked: Tracker) -> dict[str, Any]:
