@@ -157,6 +157,19 @@ class Judge:
             double = None
         return Truth(single=single, double=double, source="float32 network" if double is None else "float64 copy")
 
+    def check_repeats(self, truth: Truth, example: Example) -> None:
+        """Run the network again: what draws numbers would pass for rounding of torch, and nothing be held against it.
+
+        Raises:
+            UnsupportedModelError: It gives something else than before.
+        """
+        if not Truth(single=truth.single).deviation(as_arrays(example.call(self.single))).passed:
+            raise UnsupportedModelError(
+                "outputs must be the same every time, but two runs of the network on the same inputs differ. Let it "
+                "draw random numbers (dropout, noise) in training alone, e.g. `F.dropout(x, training=self.training)`, "
+                "or get them as an input."
+            )
+
 
 def largest_difference(a: NDArray[Any], b: NDArray[Any]) -> float:
     """Largest absolute difference; infinite where only one of the two is a number.

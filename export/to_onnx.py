@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from metaprune.errors import ConfigError, InputError, MetapruneError, UnsupportedModelError
 from metaprune.export.attention import FourDimensionalAttention
-from metaprune.export.example import BATCH, Example, as_arrays, as_example
+from metaprune.export.example import BATCH, Example, as_example
 from metaprune.export.numeric import Deviation, Judge, Truth
 from metaprune.export.session import Session, first_line, newest_opset, open_session
 from metaprune.export.structure import Port, paths_in
@@ -265,15 +265,14 @@ def _check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 def _truths(judge: Judge, example: Example) -> list[tuple[Example, Truth]]:
     """Inputs to compare at, with the network's own outputs: the example, other numbers, other batch sizes."""
     try:
-        truth, again = judge.truth(example), as_arrays(example.call(judge.single))
+        truth = judge.truth(example)
     except MetapruneError:
         raise
     except Exception as error:
         raise InputError(f"the network must run on the example inputs, but says: {first_line(error)}") from error
     if not truth.finite:
         raise UnsupportedModelError("outputs must be finite, but on the example inputs they are not.")
-    if not Truth(single=truth.single).deviation(again).passed:
-        raise UnsupportedModelError("outputs must be the same every time, but two runs on the same inputs differ.")
+    judge.check_repeats(truth, example)
     truths = [(example, truth)]
     generator = torch.Generator().manual_seed(0)
 

@@ -163,7 +163,8 @@ def validate(
     Raises:
         ConfigError: `max_drop` is given without `dense`, or a number is out of range.
         InputError: The file cannot be used, or the data do not fit it or the network.
-        UnsupportedModelError: The network cannot be copied or gives something else than tensors.
+        UnsupportedModelError: The network cannot be copied, gives something else than tensors, or something else
+            every time.
     """
     if samples < 1 or batch_size < 1 or (max_drop is not None and max_drop < 0):
         raise ConfigError(
@@ -228,9 +229,11 @@ def _inputs(session: Session, split: Split | None, data: Any, samples: int) -> E
 
 def _truth(judge: Judge, example: Example) -> Truth:
     try:
-        return judge.truth(example)
+        truth = judge.truth(example)
     except RuntimeError as error:
         raise InputError(f"the network must run on the data, but says: {first_line(error)}") from error
+    judge.check_repeats(truth, example)
+    return truth
 
 
 def _structure(session: Session) -> Check:

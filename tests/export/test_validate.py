@@ -12,7 +12,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from metaprune.errors import ConfigError, GateError, InputError
+from metaprune.errors import ConfigError, GateError, InputError, UnsupportedModelError
 from metaprune.export import validate as exported_name
 from metaprune.export.numeric import Judge, Truth, largest_difference
 from metaprune.export.session import open_session
@@ -211,6 +211,22 @@ def test_without_float64_the_rule_is_simpler_and_says_so(tmp_path: Path) -> None
     assert {probe.deviation.reference for probe in result.probes} == {"float32 network"}
     assert validate(tmp_path / "net.onnx", net, x).passed
     assert not validate(with_weight(tmp_path / "net.onnx", tmp_path, 0, shifted), net, x).passed
+
+
+class Noisy(nn.Module):
+    """Its noise is larger than any fault, and must not pass for rounding of torch."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x + 0.1 * torch.randn_like(x))
+
+
+def test_a_network_that_draws_numbers_proves_nothing(conv_file: Path, conv: nn.Module) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"the same every time, .* in training alone"):
+        validate(conv_file, Noisy(conv), torch.randn(4, 3, 16, 16), reference_limit_s=0)
 
 
 def test_the_name_of_the_room_is_the_function() -> None:
