@@ -1,12 +1,14 @@
 """What any configuration of one network takes on one machine: measured for a few, fitted, and then known for thousands.
 
 Kernels of a kind (the same call at as many positions) take time in proportion to their multiply-accumulates, once sizes
-are rounded up to the blocks that the machine computes in; what they write, and that they are called at all, comes on
-top. None of these prices is below 0, so that a smaller network is never predicted to be slower. They are fitted to
-configurations of the network itself, exported and timed in pairs; the error on configurations that a fit has not seen
-is part of the table.
+are rounded up to the blocks that the machine computes in; to what they read, once for every four blocks of what they
+give, which the kernels of onnxruntime compute side by side; and to what they write. That they are called at all comes
+on top. None of these prices is below 0, so that a smaller network is never predicted to be slower. They are fitted to
+configurations of the network itself, exported and timed in pairs, and those of kinds alike (that add up over an axis,
+or do not) are drawn to each other, for there are more of them than a few configurations can tell; the error on
+configurations that a fit has not seen is part of the table.
 
-Legend: N configurations, A axes, F prices.
+Legend: N configurations, A axes, K kinds of kernels, F prices.
 """
 
 import hashlib
@@ -29,6 +31,7 @@ from metaprune.export.example import as_example
 from metaprune.export.to_onnx import DEFAULT_OPSET, draft, ladder, save
 from metaprune.files import read_json, write_atomically
 from metaprune.graph import Network
+from metaprune.graph.cost import Kernel
 from metaprune.measure.host import host
 from metaprune.measure.latency import latency
 from metaprune.plans import Plan
@@ -36,10 +39,12 @@ from metaprune.plans import Plan
 Sizes = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 
-SCHEMA = 1
+SCHEMA = 2
 CONFIGURATIONS = 32
 _FOLDS = 8
 _ALIGNED = ("channel", "hidden")
+_ABREAST = 4  # blocks of results that a kernel computes in one pass over what it reads
+_LIKENESS = 0.1  # how dear it is, against errors of the fit, that a kind has a price of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +121,7 @@ def measure_table(
     *,
     configurations: int = CONFIGURATIONS,
     block: int | None = None,
-    seconds: float = 10.0,
+    seconds: float = 20.0,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> LatencyTable:
@@ -155,11 +160,12 @@ def measure_table(
     dense_ms = times.arms[0].p50.value
     time_N = dense_ms * np.array([1.0, *(one.ratio.value for one in times.comparisons)])
     described_NF = _described(network, sizes_NA, wide)
-    error_N = _unseen(described_NF, time_N, seed)
+    families_K = _families(network)
+    error_N = _unseen(described_NF, time_N, families_K, seed)
     return LatencyTable(
         network=network,
         block=wide,
-        prices=_fitted(described_NF, time_N),
+        prices=_fitted(described_NF, time_N, families_K),
         error_mean=float(error_N.mean()),
         error_max=float(error_N.max()),
         configurations=len(time_N),
@@ -177,7 +183,7 @@ def table_for(network: Network, folder: str | Path, **options: Any) -> LatencyTa
     """
     import onnxruntime
 
-    decides = [network.fingerprint, host().cpu, onnxruntime.__version__, sorted(options.items(), key=str)]
+    decides = [SCHEMA, network.fingerprint, host().cpu, onnxruntime.__version__, sorted(options.items(), key=str)]
     name = hashlib.sha256(json.dumps(decides, default=str).encode()).hexdigest()[:24]
     path = Path(folder) / f"{name}.json"
     if path.is_file():
@@ -223,20 +229,43 @@ def _exported(network: Network, sizes_A: Sizes, path: Path) -> Path:
 
 
 def _described(network: Network, sizes_NA: Sizes, block: int) -> Numbers:
-    """What the prices are paid for, (N, F): work and results of every kind of kernel, kernels, and the call itself."""
+    """What the prices are paid for, (N, F): work, reads and results of every kind, kernels, and the call itself."""
     aligned_A = np.array([axis.kind in _ALIGNED for axis in network.axes])
     rounded_NA = np.where(aligned_A, -(-sizes_NA // block) * block, sizes_NA)
     values_NV = np.concatenate([rounded_NA, sizes_NA > 0], axis=1).astype(np.float64)
-    kinds = sorted({kernel.kind for kernel in network.kernels}, key=str)
-    columns = {kind: k for k, kind in enumerate(kinds)}
-    work_NF, made_NF = (np.zeros((len(sizes_NA), len(kinds))) for _ in range(2))
+    columns = {kind: k for k, kind in enumerate(_kinds(network))}
+    work_NK, read_NK, made_NK = np.zeros((3, len(sizes_NA), len(columns)))
     calls_N = np.zeros(len(sizes_NA))
     for kernel in network.kernels:
-        work_N = _evaluated(kernel.macs, values_NV)
-        work_NF[:, columns[kernel.kind]] += work_N
-        made_NF[:, columns[kernel.kind]] += _evaluated(kernel.outputs, values_NV)
+        k, positions = columns[_kind(kernel, network)], max(kernel.outputs.values())
+        work_N, made_N = _evaluated(kernel.macs, values_NV), _evaluated(kernel.outputs, values_NV)
+        passes_N = np.ceil(made_N / positions / (_ABREAST * block))
+        work_NK[:, k] += work_N
+        read_NK[:, k] += work_N / np.maximum(made_N, 1) * positions * passes_N
+        made_NK[:, k] += made_N
         calls_N += work_N > 0
-    return np.column_stack([work_NF, made_NF, calls_N, np.ones(len(sizes_NA))])
+    return np.column_stack([work_NK, read_NK, made_NK, calls_N, np.ones(len(sizes_NA))])
+
+
+def _kind(kernel: Kernel, network: Network) -> tuple[Any, ...]:
+    """What kernels of one price have in common; first its family: what is called, and whether it adds up over an axis.
+
+    A depthwise convolution does not, and is another kernel than a full one with as many positions.
+    """
+
+    def degree(polynomial: Mapping[tuple[int, ...], float]) -> int:
+        return max(sum(variable < len(network.axes) for variable in monomial) for monomial in polynomial)
+
+    return (kernel.kind[0], degree(kernel.macs) > degree(kernel.outputs)), kernel.kind[1:]
+
+
+def _kinds(network: Network) -> list[tuple[Any, ...]]:
+    return sorted({_kind(kernel, network) for kernel in network.kernels}, key=str)
+
+
+def _families(network: Network) -> NDArray[np.int64]:
+    """Number of the family of each kind, (K,)."""
+    return np.unique([str(family) for family, _ in _kinds(network)], return_inverse=True)[1]
 
 
 def _evaluated(polynomial: Mapping[tuple[int, ...], float], values_NV: Numbers) -> Numbers:
@@ -246,20 +275,30 @@ def _evaluated(polynomial: Mapping[tuple[int, ...], float], values_NV: Numbers) 
     return total_N
 
 
-def _fitted(described_NF: Numbers, time_N: Numbers) -> Numbers:
-    """Prices at or above 0 of least relative error."""
-    scale_F = np.maximum(described_NF.max(axis=0), 1e-12)
-    rows_NF = described_NF / scale_F / time_N[:, None]
-    prices_F, _ = nnls(rows_NF, np.ones(len(time_N)))
-    return np.asarray(prices_F / scale_F)
+def _fitted(described_NF: Numbers, time_N: Numbers, families_K: NDArray[np.int64]) -> Numbers:
+    """Prices at or above 0 of least relative error: one for every family, and what a kind costs beyond it.
+
+    The latter are penalised by the square of the share of time that they explain.
+    """
+    kinds, rows_NF = len(families_K), described_NF / time_N[:, None]
+    # Each kind has a price of its own for work, reads and results (O), and has a part in those of its family (S).
+    member_OS = np.kron(np.eye(3), np.eye(families_K.max(initial=-1) + 1)[families_K])
+    own_NO, rest_NR = rows_NF[:, : 3 * kinds], rows_NF[:, 3 * kinds :]
+    columns_NC = np.concatenate([own_NO, own_NO @ member_OS, rest_NR], axis=1)
+    scale_C = np.maximum(columns_NC.mean(axis=0), 1e-30)
+    penalty_C = np.sqrt(_LIKENESS * len(time_N)) * (np.arange(len(scale_C)) < 3 * kinds)
+    target = np.concatenate([np.ones(len(time_N)), np.zeros(len(scale_C))])
+    found_C, _ = nnls(np.concatenate([columns_NC / scale_C, np.diag(penalty_C)]), target)
+    own_O, family_S, rest_R = np.split(found_C / scale_C, [3 * kinds, len(found_C) - rest_NR.shape[1]])
+    return np.concatenate([own_O + member_OS @ family_S, rest_R])
 
 
-def _unseen(described_NF: Numbers, time_N: Numbers, seed: int) -> Numbers:
+def _unseen(described_NF: Numbers, time_N: Numbers, families_K: NDArray[np.int64], seed: int) -> Numbers:
     """Relative error of every configuration, by a fit that has not seen it."""
     order = np.random.default_rng(seed).permutation(len(time_N))
     error_N = np.zeros(len(time_N))
     for fold in np.array_split(order, _FOLDS):
         rest = np.setdiff1d(order, fold)
-        prices_F = _fitted(described_NF[rest], time_N[rest])
+        prices_F = _fitted(described_NF[rest], time_N[rest], families_K)
         error_N[fold] = np.abs(described_NF[fold] @ prices_F / time_N[fold] - 1)
     return error_N
