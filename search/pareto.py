@@ -39,13 +39,22 @@ def ranks(losses_NG: Numbers) -> npt.NDArray[np.int64]:
 
 
 def spread(losses_NG: Numbers) -> Numbers:
-    """How far the neighbours of each row are, summed over the objectives; infinite at the ends; shape (N,)."""
-    out_N = np.zeros(len(losses_NG))
-    for column_N in losses_NG.T:
-        order = np.argsort(column_N, kind="stable")
-        width = column_N[order[-1]] - column_N[order[0]] or 1.0
-        out_N[order[[0, -1]]] = math.inf
-        out_N[order[1:-1]] += (column_N[order[2:]] - column_N[order[:-2]]) / width
+    """How far the neighbours of each row are, summed over the objectives; shape (N,).
+
+    It is infinite at the ends, and below 0 for a row that equals one before it: who has the first gains nothing by it.
+
+    >>> spread(np.array([[0.0, 2.0], [0.0, 2.0], [1.0, 1.0], [2.0, 0.0]])).tolist()
+    [inf, -1.0, 2.0, inf]
+    """
+    rows_DG, first_D = np.unique(losses_NG, axis=0, return_index=True)
+    distance_D = np.zeros(len(rows_DG))
+    for column_D in rows_DG.T:
+        order = np.argsort(column_D, kind="stable")
+        width = column_D[order[-1]] - column_D[order[0]] or 1.0
+        distance_D[order[[0, -1]]] = math.inf
+        distance_D[order[1:-1]] += (column_D[order[2:]] - column_D[order[:-2]]) / width
+    out_N = np.full(len(losses_NG), -1.0)
+    out_N[first_D] = distance_D
     return out_N
 
 

@@ -176,7 +176,7 @@ def draw_tested(networks: Sequence[Mapping[str, Any]], console: "Console") -> No
 
     if not networks:
         return
-    images, names = networks[0]["test_images"], list(dict.fromkeys(name for one in networks for name in one["gains"]))
+    images, names = networks[0]["test_images"], sorted({name for one in networks for name in one["gains"]})
     console.print(f"On {images} test images; gains in points at the same budget, with 95 % intervals:")
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     for column in ("trial", "accuracy", *(f"over {name}" for name in names)):

@@ -106,7 +106,7 @@ def render(findings: CampaignFindings) -> str:
         scatter=scatter(findings),
         baselines=baselines(findings),
         growth=growth(findings),
-        rivals=list(dict.fromkeys(name for one in findings.networks.values() for name in one["gains"])),
+        rivals=sorted({name for one in findings.networks.values() for name in one["gains"]}),
         version=__version__,
         numbers=numbers,
         shown=numbers.quantity,

@@ -51,6 +51,13 @@ def test_a_front_is_unchanged_since_the_last_row_that_nothing_before_equals_or_b
     assert unchanged(np.array(rows, float)) == len(rows) - 1 - last
 
 
+def test_equal_rows_take_no_place_from_others() -> None:
+    rows = np.array([[3.0, 1.0], [3.0, 1.0], [1.0, 3.0], [2.0, 2.0]])
+    assert best(rows, 2) == [0, 2]
+    assert best(rows, 3) == [0, 2, 3]
+    assert best(rows, 4) == [0, 1, 2, 3]
+
+
 def test_nothing_is_the_best_of_nothing() -> None:
     assert best(np.zeros((0, 2)), 3) == []
 
