@@ -61,7 +61,7 @@ def test_a_search_follows_on_the_same_network(demo: tuple[Answer, Path, float]) 
     jsonschema.validate(found, json.loads(schema("search run")))
     assert found["over"]
     assert found["rungs"][0]["done"] == 20
-    assert len(found["networks"]) == 2
+    assert len(found["networks"]) == min(3, len(found["front"]))
     assert all(check["passed"] is not False for check in found["checks"])
     assert {name: found["dense"][name] for name in ("macs", "params")} == {
         name: told["before"][name] for name in ("macs", "params")
