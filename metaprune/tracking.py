@@ -291,6 +291,7 @@ class MlflowTracker(Tracker):
         """A client, and the id of an experiment."""
         try:
             with _quietly(), _alone(sqlite_file(self.uri or "")):
+                _check_answers(self.uri or "")
                 self._client = _mlflow().MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
                 yield self._experiment_id(experiment or self.experiment)
         except ConfigError:
@@ -471,6 +472,19 @@ def _quietly() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels):
                 logger.setLevel(level)
+
+
+def _check_answers(uri: str) -> None:
+    """Connect to a database once: MLflow tries one that does not answer for minutes."""
+    if uri.partition("://")[0].partition("+")[0] not in ("postgresql", "mysql", "mssql"):
+        return
+    from sqlalchemy import create_engine
+
+    engine = create_engine(uri)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 @contextmanager

@@ -236,6 +236,7 @@ def test_an_address_that_cannot_be_is_refused_at_once(uri: str, rule: str) -> No
         tracker(uri)
 
 
+@pytest.mark.timeout(60)  # MLflow itself tries a database that does not answer for 100 s
 def test_a_store_that_cannot_be_opened_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "no.db").write_text("This is no database. " * 100)
     for uri in (f"sqlite:///{tmp_path / 'no.db'}", "http://127.0.0.1:9", "postgresql://me:secret@127.0.0.1:9/db"):
