@@ -155,7 +155,7 @@ def latency(
     rounds: int = 200,
     seconds: float = 2.0,
     limit_s: float = 60.0,
-    processes: int = 2,
+    processes: int = 4,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Latency:

@@ -23,7 +23,7 @@ def test_a_smaller_net_is_faster_and_a_file_is_like_itself(big: Path, small: Pat
     assert cut.speedup == pytest.approx(1 / cut.ratio.value)
     assert same.verdict in ("no difference", "too noisy")
     assert result.rounds >= 120
-    assert result.processes == len(result.cores) == 2
+    assert result.processes == len(result.cores) == 4
     assert shares == sorted(shares)
     assert shares[-1] == 1
     record = json.loads(json.dumps(result.to_json()))
