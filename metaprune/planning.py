@@ -18,11 +18,7 @@ from metaprune.graph import Network
 from metaprune.graph.twin import named_tensors
 from metaprune.metanet import Metanet, PaperMetanet, load_checkpoint, read_blocks
 from metaprune.plans import Edit, Plan
-from metaprune.recovery import (
-    Context,
-    Recovery,
-    resolve,
-)
+from metaprune.recovery import Context, Recovery, resolve
 from metaprune.rounds import in_rounds
 from metaprune.task import Task, resolve_task
 

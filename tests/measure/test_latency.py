@@ -90,3 +90,10 @@ def test_blocks_stay_within_their_process() -> None:
     blocks = draws_SR.reshape(len(draws_SR), -1, 10)
     assert (np.diff(blocks, axis=2) == 1).all()
     assert set(np.unique(blocks[:, :, 0])) == {0, 10, 25, 35, 45, 55}
+
+
+def test_processes_are_drawn_and_in_each_of_them_blocks() -> None:
+    draws_SR = _block_draws([30, 30], np.random.default_rng(0))
+    from_first = (draws_SR < 30).mean(axis=1)
+    assert np.unique(from_first).tolist() == [0, 0.5, 1]
+    assert 0.4 < (from_first == 0.5).mean() < 0.6
