@@ -284,7 +284,10 @@ def test_the_default_store_is_in_the_current_folder(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_of_the_web_page(store: str, tmp_path: Path) -> None:
+def test_the_command_of_the_web_page(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    file.touch()
+    store = f"sqlite:///{file}"
     command = ui_command(store, port=5055)
     assert command[:4] == [sys.executable, "-m", "mlflow", "ui"]
     assert command[command.index("--backend-store-uri") + 1] == store

@@ -10,7 +10,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from metaprune.search.campaign import Campaign
-from metaprune.search.queue import LEASE
+from metaprune.search.queue import LEASE, RETRIES, Task
 
 SCRIPT = Path(__file__).with_name("player.py")
 
@@ -43,6 +43,8 @@ def until(condition: Callable[..., object], seconds: float = 60.0) -> None:
 def killed(campaign: Campaign, folder: Path, kills: int, seconds: float) -> int:
     """Let two workers work, kill one of them at a random moment of its work again and again, and let the rest end.
 
+    A task of which as many workers died as are forgiven is left alone: one more would quarantine it.
+
     Returns:
         How often one was killed; less than was asked for where the work had ended before.
     """
@@ -53,6 +55,8 @@ def killed(campaign: Campaign, folder: Path, kills: int, seconds: float) -> int:
         pid = workers[victim].pid
         until(lambda pid=pid: works(campaign, pid) or campaign.over)
         time.sleep(draw.uniform(0, 2 * seconds))
+        if any(task.deaths == RETRIES for task in worked_on(campaign, pid)):
+            continue
         done += workers[victim].poll() is None
         workers[victim].kill()
         workers[victim].wait()
@@ -62,10 +66,15 @@ def killed(campaign: Campaign, folder: Path, kills: int, seconds: float) -> int:
     return done
 
 
+def worked_on(campaign: Campaign, pid: int) -> list[Task]:
+    """The tasks that a process has taken."""
+    running = [task for queue in campaign.queues for task in queue.tasks().values() if task.state == "running"]
+    return [task for task in running if task.trial.system_attrs.get(LEASE, {}).get("pid") == pid]
+
+
 def works(campaign: Campaign, pid: int) -> bool:
-    """Whether a process has a trial."""
-    running = [trial for queue in campaign.queues for trial in queue.trials() if trial.state == TrialState.RUNNING]
-    return any(trial.system_attrs.get(LEASE, {}).get("pid") == pid for trial in running)
+    """Whether a process has a task."""
+    return bool(worked_on(campaign, pid))
 
 
 def check(campaign: Campaign, folder: Path, trials: int, kills: int = 0) -> None:
@@ -75,7 +84,7 @@ def check(campaign: Campaign, folder: Path, trials: int, kills: int = 0) -> None
     assert len(found) - len({(key, rung) for _, key, rung in found}) <= kills
     for number, queue in enumerate(campaign.queues):
         tasks = queue.tasks()
-        assert {task.state for task in tasks.values()} == {"done"}
+        assert {key: task.failure for key, task in tasks.items() if task.state != "done"} == {}
         assert set(tasks) == {key for _, key, rung in found if rung == number}
         states = [trial.state for trial in queue.trials()]
         assert states.count(TrialState.COMPLETE) == len(tasks)
