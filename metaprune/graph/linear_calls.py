@@ -145,7 +145,7 @@ class LinearCall:
 def linear_calls(layout: Layout) -> Iterator[LinearCall]:
     """Every call of the network that is one, in order. Weights that are read twice, or tied, are left out."""
     trace = layout.trace
-    own, readers = _own_parameters(trace), find_readers(trace)
+    own, readers = own_parameters(trace), find_readers(trace)
     names = {value.index: name for name, value in trace.parameters.items()}
     for op in trace.ops:
         if op.name not in _ARGUMENTS:
@@ -193,7 +193,7 @@ def _plain(op: Op) -> bool:
     return not scaled and not op.constants.get(("transposed", None), False)
 
 
-def _own_parameters(trace: Trace) -> dict[int, str]:
+def own_parameters(trace: Trace) -> dict[int, str]:
     """Parameters that one call alone reads, under one name."""
     tied = set(trace.aliases.values())
     users: dict[int, int] = {}

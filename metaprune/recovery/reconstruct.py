@@ -11,7 +11,7 @@ Legend of the tensor suffixes: as in :mod:`metaprune.graph.linear_calls`.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -23,17 +23,17 @@ from metaprune.errors import ConfigError, InputError
 from metaprune.graph import Network, trace
 from metaprune.graph.axes import Alive
 from metaprune.graph.layout import Layout
-from metaprune.graph.linear_calls import LinearCall, Reader, damped_factor, find_readers, linear_calls
+from metaprune.graph.linear_calls import LinearCall, Reader, find_readers, linear_calls
 from metaprune.graph.record import Op, Ref, Value
 from metaprune.graph.stepping import Pending, Steps, side_by_side
 from metaprune.graph.twin import named_tensors
 from metaprune.plans import Plan
 from metaprune.recovery._base import RECOVERIES, Context, Recovered, Recovery, on_device
+from metaprune.recovery._least_squares import Rows, Sums
+from metaprune.recovery._recurrent import RecurrentFit, recurrent_fits
 from metaprune.task import Batch, on_calibration_data
 
-_SMALLEST = 1e-3  # scale of a BatchNorm channel relative to the largest; what goes through less is not made up for
 _ADD, _RELU = ("add", "add_"), ("relu", "relu_")
-_UNCHANGED = 1e-10  # mean square of what a layer lacks, relative to that of what it should give
 
 
 @RECOVERIES.register("reconstruct")
@@ -43,10 +43,11 @@ class Reconstruct(Recovery):
 
     One pass from input to output. Each convolution (also grouped), linear layer or matrix product with a weight of its
     own gets new weights by ridge least squares from what it reads in the cut network, whose layers before it are healed
-    already. Where the result is added to something (a residual stream), the target makes up for what that has lost so
-    far; where a ReLU follows, further fits let go of what is negative in both networks. The ridge draws towards the
-    present weights, so that a network that lacks nothing stays as it is. Biases take the means; without a bias, a
-    BatchNorm after the layer does. Of a layer whose weight has masked entries, only the bias changes.
+    already; so does each recurrent layer, gate by gate (:mod:`metaprune.recovery._recurrent`). Where the result is
+    added to something (a residual stream), the target makes up for what that has lost so far; where a ReLU follows,
+    further fits let go of what is negative in both networks. The ridge draws towards the present weights, so that a
+    network that lacks nothing stays as it is. Biases take the means; without a bias, a BatchNorm after the layer does.
+    Of a layer whose weight has masked entries, only the bias changes.
 
     All batches go forward side by side through the dense and the cut network, so that each is run once. Memory: what
     the calibration samples keep alive in both networks at one place.
@@ -90,7 +91,12 @@ class Reconstruct(Recovery):
         with on_calibration_data():
             context.task.outputs(dense, batches[0])
         network = context.network or trace(context.dense, batches[0][0])
-        fits = find_fits(network, context.plan or Plan(()), model.eval(), context.masks)
+        plan = context.plan or Plan(())
+        fits: list[Fit | RecurrentFit] = [
+            *find_fits(network, plan, model.eval(), context.masks),
+            *recurrent_fits(network.layout, network.alive(plan), named_tensors(model), context.masks),
+        ]
+        fits.sort(key=lambda fit: fit.stop.index)
 
         def forwards(net: nn.Module) -> list[Callable[[], Any]]:
             return [partial(context.task.outputs, net, batch) for batch in batches]
@@ -103,7 +109,12 @@ class Reconstruct(Recovery):
             ):
                 pairs = [_Pair(*pair, fits) for pair in zip(runs[: len(batches)], runs[len(batches) :])]
                 for fit in fits:
-                    self._heal(fit, pairs, context.seed)
+                    generator = torch.Generator().manual_seed(context.seed + fit.number)
+                    if isinstance(fit, RecurrentFit):
+                        rows = self.rows // len(pairs)
+                        fit.heal([pair.calls(fit) for pair in pairs], rows, self.ridge, self.only_bias, generator)
+                    else:
+                        self._heal(fit, pairs, generator)
                     context.progress.advance()
         finally:
             context.progress.close()
@@ -122,12 +133,11 @@ class Reconstruct(Recovery):
             raise InputError("layers are reconstructed from at least one batch, but the calibration data are empty.")
         return batches
 
-    def _heal(self, fit: "Fit", pairs: "Sequence[_Pair]", seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed + fit.call.op.index)
+    def _heal(self, fit: "Fit", pairs: "Sequence[_Pair]", generator: torch.Generator) -> None:
         for pair in pairs:
             pair.go_to(fit, self.rows // len(pairs), generator)
         rows = [pair.rows(fit) for pair in pairs]
-        sums = _Sums(rows, centred=fit.intercept is not None)
+        sums = Sums(rows, centred=fit.intercept is not None)
         for turn in range(1 + (self.relaxed if fit.rectified else 0)):
             if not sums.look(relaxed=turn > 0):
                 break
@@ -164,6 +174,11 @@ class Fit:
     kept: tuple[tuple[int, Tensor], ...]
 
     @property
+    def number(self) -> int:
+        """Of the layer, among the calls."""
+        return self.call.op.index
+
+    @property
     def joins(self) -> bool:
         """The result is added to something."""
         return self.stop.name in _ADD
@@ -185,11 +200,17 @@ class Fit:
 class _Pair:
     """One batch on its way through the dense and the cut network."""
 
-    def __init__(self, dense: Steps, slim: Steps, fits: Sequence[Fit]) -> None:
+    def __init__(self, dense: Steps, slim: Steps, fits: "Sequence[Fit | RecurrentFit]") -> None:
         self.dense, self.slim = dense, slim
         self._calls: dict[int, Pending] = {}
-        late = [fit for fit in fits if fit.operand]
+        late = [fit for fit in fits if isinstance(fit, Fit) and fit.operand]
         self._late = {fit.call.op.index for fit in late} | {fit.call.norm.op.index for fit in late if fit.call.norm}
+
+    def calls(self, fit: RecurrentFit) -> tuple[Pending, Pending]:
+        """Go on to a recurrent layer: its call in the dense network, and in the cut one."""
+        self.slim.run_until(fit.stop, self._watch)
+        self.dense.run_until(fit.stop)
+        return self._at(self.dense), self._at(self.slim)
 
     def go_to(self, fit: Fit, rows: int, generator: torch.Generator) -> None:
         """Go on to where a fit is made, and choose the rows that are looked at."""
@@ -202,7 +223,7 @@ class _Pair:
         chosen = torch.randperm(count, generator=generator)[: max(1, rows)].to(self.wanted.device)
         self.chosen = chosen if len(chosen) < count else None
 
-    def rows(self, fit: Fit) -> "_Rows":
+    def rows(self, fit: Fit) -> "Rows":
         """Samples and places of what a layer reads and of what becomes of it."""
         arguments = self._calls[fit.call.op.index].arguments
         groups = int(arguments.get("groups", 1))
@@ -212,7 +233,7 @@ class _Pair:
         scale_GO = None
         if fit.operand and fit.scale is not None:
             scale_GO = fit.scale.reshape(groups, -1)
-        return _Rows(fit.call.rows(arguments, self.chosen), present, wanted, scale_GO)
+        return Rows(fit.call.rows(arguments, self.chosen), present, wanted, scale_GO)
 
     def make_again(self, fit: Fit) -> None:
         """Put the result with the new weights where it is about to be read, and let go of what made it."""
@@ -240,95 +261,6 @@ class _Pair:
     def _watch(self, call: Pending, out: Any) -> None:
         if call.op is not None and call.op.index in self._late:
             self._calls[call.op.index] = call
-
-
-@dataclass
-class _Rows:
-    """Some samples and places of one batch.
-
-    Attributes:
-        x_GBD: What the layer reads.
-        present_GBO: What becomes of its result in the cut network.
-        wanted_GBO: What that is in the dense one.
-        scale_GO: What the result is multiplied by before that, by a BatchNorm; None for nothing.
-    """
-
-    x_GBD: Tensor
-    present_GBO: Tensor
-    wanted_GBO: Tensor
-    scale_GO: Tensor | None
-
-    def lacks(self, relaxed: bool) -> Tensor:
-        """What the result of the layer lacks, (G, B, O); relaxed, what a ReLU makes zero may be anything negative."""
-        wanted, present = self.wanted_GBO, self.present_GBO
-        lacks = (torch.where(wanted > 0, wanted, present.clamp_max(0)) if relaxed else wanted) - present
-        return lacks if self.scale_GO is None else lacks * _inverse(self.scale_GO)[:, None]
-
-    def change(self, weight_GDO: Tensor, shift_GO: Tensor) -> None:
-        """Follow a change of weight and intercept."""
-        change = self.x_GBD @ weight_GDO.to(self.x_GBD.dtype) + shift_GO[:, None].to(self.x_GBD.dtype)
-        self.present_GBO = self.present_GBO + (change if self.scale_GO is None else change * self.scale_GO[:, None])
-
-
-def _inverse(scale: Tensor) -> Tensor:
-    """One over a scale; 0 for channels that it lets almost nothing through."""
-    through = scale.abs() > _SMALLEST * scale.abs().max()
-    return torch.where(through, 1 / torch.where(through, scale, 1), 0)
-
-
-class _Sums:
-    """Moments of what a layer reads and lacks, over the rows of all batches.
-
-    Args:
-        rows: One entry a batch; inputs are counted from near their mean from now on, because differences of large sums
-            are inexact.
-        centred: There is an intercept.
-    """
-
-    def __init__(self, rows: Sequence[_Rows], centred: bool) -> None:
-        self.rows, self.centred = rows, centred
-        x_GBD = rows[0].x_GBD
-        self.origin_GD = x_GBD.mean(1) if centred else torch.zeros_like(x_GBD[:, 0])
-        for part in rows:
-            part.x_GBD = part.x_GBD - self.origin_GD[:, None]
-        self.count = sum(part.x_GBD.shape[1] for part in rows)
-        self.given = sum(float(part.wanted_GBO.square().sum()) for part in rows)
-        self.x_GD = self._mean(part.x_GBD.sum(1) for part in rows) * centred
-        self._factor_GDD: Tensor | None = None
-
-    def _mean(self, sums: Iterable[Tensor]) -> Tensor:
-        total = torch.stack([part.double() for part in sums]).sum(0) / self.count
-        if not bool(total.isfinite().all()):
-            raise InputError(
-                "activations must be finite, but those of the calibration data are not. Look for NaN or infinities in "
-                "the weights and in the data."
-            )
-        return total
-
-    def look(self, relaxed: bool) -> bool:
-        """See what the layer lacks now; whether it is more than rounding."""
-        lacks = [part.lacks(relaxed) for part in self.rows]
-        self.r_GO = self._mean(r_GBO.sum(1) for r_GBO in lacks)
-        self.xr_GDO = self._mean(part.x_GBD.mT @ r_GBO for part, r_GBO in zip(self.rows, lacks))
-        return sum(float(r_GBO.square().sum()) for r_GBO in lacks) > _UNCHANGED * self.given
-
-    def solved(self, ridge: float, only_bias: bool) -> tuple[Tensor, Tensor]:
-        """Changes of the weight (G, D, O) and of the intercept (G, O), which the rows follow."""
-        change_GDO, shift_GO = torch.zeros_like(self.xr_GDO), self.r_GO * self.centred
-        if not only_bias:
-            xr_GDO = self.xr_GDO - self.x_GD[:, :, None] * shift_GO[:, None]
-            change_GDO = torch.cholesky_solve(xr_GDO, self._factor(ridge))
-            shift_GO = shift_GO - (self.x_GD[:, None] @ change_GDO)[:, 0]
-        for part in self.rows:
-            part.change(change_GDO, shift_GO)
-        return change_GDO, shift_GO - (self.origin_GD.double()[:, None] @ change_GDO)[:, 0]
-
-    def _factor(self, ridge: float) -> Tensor:
-        """Of the damped second moment of what the layer reads, which stays the same."""
-        if self._factor_GDD is None:
-            xx_GDD = self._mean(part.x_GBD.mT @ part.x_GBD for part in self.rows)
-            self._factor_GDD = damped_factor(xx_GDD - self.x_GD[:, :, None] * self.x_GD[:, None], ridge)
-        return self._factor_GDD
 
 
 def find_fits(network: Network, plan: Plan, slim: nn.Module, masked: Collection[str] = ()) -> list[Fit]:

@@ -133,6 +133,8 @@ NETWORKS = (
     "cifar_resnext29",
     "cifar_vgg11",
     "vit_tiny",
+    "lstm_classifier",
+    "gru_classifier",
 )
 
 
@@ -149,6 +151,73 @@ def test_any_network_comes_nearer_to_the_dense_one(name: str) -> None:
     healed = Reconstruct(samples=64).recover(slim, context(network, plan, data)).model
     x = batches(tuple(example.shape[1:]), 1, 32, seed=9)[0][0]
     assert error(model, healed, x) < 0.6 * error(model, slim, x)
+
+
+class Sequences(nn.Module):
+    """A linear layer, a recurrent one with first states of its own, and a linear layer on all of its states."""
+
+    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.inner = nn.Linear(5, 6)
+        self.rnn = kind(6, 8, **options)
+        self.outer = nn.Linear(8 * (2 if self.rnn.bidirectional else 1), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.rnn(self.inner(x))[0])
+
+
+RECURRENT = {
+    "lstm": (nn.LSTM, {"batch_first": True}),
+    "lstm of two layers in both directions": (nn.LSTM, {"num_layers": 2, "bidirectional": True}),
+    "lstm without biases": (nn.LSTM, {"bias": False}),
+    "gru": (nn.GRU, {"num_layers": 2, "batch_first": True}),
+    "gru in both directions": (nn.GRU, {"bidirectional": True}),
+    "rnn": (nn.RNN, {"num_layers": 2}),
+    "rnn of relu": (nn.RNN, {"nonlinearity": "relu", "bidirectional": True}),
+}
+
+
+@pytest.mark.parametrize("name", list(RECURRENT))
+def test_states_that_are_there_twice_cost_nothing(name: str) -> None:
+    """Inputs and hidden units of recurrent layers, of which each has a twin that leaves."""
+    torch.manual_seed(0)
+    kind, options = RECURRENT[name]
+    model = Sequences(kind, **options).double().eval()
+    with torch.no_grad():
+        model.inner.weight[3:], model.inner.bias[3:] = model.inner.weight[:3], model.inner.bias[:3]
+        for key, tensor in model.rnn.named_parameters():
+            gates = tensor.view(-1, 8, *tensor.shape[1:])
+            gates[:, 4:] = gates[:, :4]  # the rows of the twins read the same
+            assert key.startswith(("weight", "bias"))
+    x = torch.randn(7, 9, 5, dtype=torch.double)
+    network = trace(model, x[:, :2] if not options.get("batch_first") else x[:2])
+    plan = halved(network)
+    assert {edit.size for edit in plan.edits if isinstance(edit, Keep)} == {6, 8}
+    slim = network.apply(plan).eval()
+    data = [(torch.randn(7, 9, 5, dtype=torch.double, generator=torch.Generator().manual_seed(k)),) for k in range(3)]
+    healed = Reconstruct(ridge=1e-9).recover(slim, context(network, plan, data)).model
+    assert error(model, slim, x) > 1e-2
+    assert error(model, healed, x) < 1e-9
+    weights = Reconstruct(only_bias=True).recover(slim, context(network, plan, data)).model.rnn.named_parameters()
+    changed = {key for key, tensor in weights if not torch.equal(tensor, slim.rnn.get_parameter(key))}
+    assert all(key.startswith("bias") for key in changed)
+    assert bool(changed) == bool(model.rnn.bias)
+
+
+def test_what_a_recurrent_layer_must_keep_stays() -> None:
+    torch.manual_seed(0)
+    model = Sequences(nn.GRU, num_layers=2, batch_first=True).eval()
+    network = trace(model, torch.zeros(2, 9, 5))
+    plan, data = halved(network), batches((9, 5))
+    slim = network.apply(plan).eval()
+    slim.rnn.weight_ih_l0.requires_grad_(False)
+    slim.rnn.bias_hh_l1.requires_grad_(False)
+    masks = {"rnn.weight_hh_l1": torch.ones_like(slim.rnn.weight_hh_l1, dtype=torch.bool)}
+    healed = Reconstruct().recover(slim, replace(context(network, plan, data), masks=masks)).model
+    changed = {
+        key for key, tensor in healed.rnn.named_parameters() if not torch.equal(tensor, slim.rnn.get_parameter(key))
+    }
+    assert changed == {"bias_ih_l0", "bias_hh_l0"}
 
 
 def test_biases_alone() -> None:
