@@ -147,10 +147,10 @@ def _fit(
     """New weights for some rows of the gates, from inputs (0), states (1) or both."""
     found = []
     for part in parts:
-        present = sum(part.read[k] @ cell.weights[k][columns].T for k in sources)
+        present = torch.stack([part.read[k] @ cell.weights[k][columns].T for k in sources]).sum(0)
         if cell.biases is not None:
-            present = present + sum(cell.biases[k][columns] for k in sources)
-        wanted = sum(part.wanted[k][:, columns] for k in sources)
+            present = present + torch.stack([cell.biases[k][columns] for k in sources]).sum(0)
+        wanted = torch.stack([part.wanted[k][:, columns] for k in sources]).sum(0)
         found.append(Rows(torch.cat([part.read[k] for k in sources], 1)[None], present[None], wanted[None], None))
     sums = Sums(found, centred=cell.biases is not None)
     if not sums.look(relaxed=False):
