@@ -4,12 +4,14 @@
         --models cifar_resnet20=FILE.safetensors cifar_resnet56=FILE.safetensors
     python benchmarks/criteria.py --data cifar10:FOLDER --out lines.jsonl --models cifar_resnet20=FILE.safetensors \\
         --top 4 --macs 0.667 0.4 0.333
+    python benchmarks/criteria.py --data digits --out lines.jsonl --population FOLDER --members mobilenet vit
 
-BatchNorm is re-estimated for everyone, and every arm runs with and without the recoveries of `--recoveries`, on the
-augmented training images that the seed draws, which are those that criteria and allocators see. With `--rounds` the
-network is healed by that recovery and looked at again on the way. `--top` takes the best pairs of criterion and
-allocator of each network among the lines that are there at half the multiply-accumulates: that is a choice by test
-images, so the best of them looks better than it is.
+Networks are those of the zoo with given weights, or of a population that `metaprune metatrain` has trained (its first
+validation network whose name has the word). BatchNorm is re-estimated for everyone, and every arm runs with and without
+the recoveries of `--recoveries`, on the augmented training images that the seed draws, which are those that criteria
+and allocators see. With `--rounds` the network is healed by that recovery and looked at again on the way. `--top` takes
+the best pairs of criterion and allocator of each network among the lines that are there at half the
+multiply-accumulates: that is a choice by test images, so the best of them looks better than it is.
 
 One JSON line a network, criterion, allocator, budget, seed and recovery; arms that are in the file already are left
 out, so that a benchmark can be run in parts and goes on after it was stopped. At the end a table of all that is in the
@@ -32,6 +34,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 import metaprune as mp
 from metaprune import data, zoo
@@ -40,6 +43,7 @@ from metaprune.criteria import CRITERIA, Calibration, Criterion, Scores, Verdict
 from metaprune.errors import MetapruneError
 from metaprune.graph import Network
 from metaprune.measure import accuracy
+from metaprune.metatrain import Population
 from metaprune.planning import calibration_batches
 from metaprune.recovery import Context, resolve
 from metaprune.task import Classification
@@ -70,13 +74,10 @@ class Known(Criterion):
 class Bench:
     """A network, its data, and the arms to run on it."""
 
-    def __init__(self, model: str, options: argparse.Namespace) -> None:
-        self.name, _, weights = model.partition("=")
-        self.options = options
+    def __init__(self, name: str, module: nn.Module, options: argparse.Namespace) -> None:
+        self.name, self.options = name, options
         self.images = data.load(options.data)
-        module = zoo.build(self.name).eval()
-        zoo.load_weights(module, weights)
-        self.network = mp.trace(module, next(self.images.train.batches(2))[0])
+        self.network = mp.trace(module.eval(), next(self.images.train.batches(2))[0])
         self.test = self.images.test.subset(options.images, 0) if options.images else self.images.test
 
     def arms(self, done: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -150,6 +151,22 @@ class Bench:
         }
 
 
+def networks(options: argparse.Namespace) -> Iterator[tuple[str, nn.Module]]:
+    """What was asked for, by name."""
+    for model in options.models:
+        name, _, weights = model.partition("=")
+        module = zoo.build(name)
+        zoo.load_weights(module, weights)
+        yield name, module
+    if options.members:
+        members = Population.load(options.population).members
+        for word in options.members:
+            fitting = [m for m in members if m.kind == "trained" and m.split == "validation" and word in m.name]
+            if not fitting:
+                raise SystemExit(f"the population must have a trained validation network like {word!r}, but has none.")
+            yield f"{fitting[0].name.split()[0]} on {options.data}", fitting[0].model
+
+
 def read(file: Path | None) -> list[dict[str, Any]]:
     """Lines that were written before."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file and file.exists() else []
@@ -214,6 +231,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--models", nargs="*", default=[], metavar="NAME=FILE", help="networks of the zoo, and weights")
+    parser.add_argument("--population", type=Path, help="folder of trained networks")
+    parser.add_argument("--members", nargs="*", default=[], metavar="WORD", help="which of them")
     parser.add_argument("--criteria", nargs="+", choices=list(CRITERIA), default=list(CRITERIA), metavar="NAME")
     parser.add_argument(
         "--allocators", nargs="+", choices=list(ALLOCATORS), default=["uniform", "global", "rd"], metavar="NAME"
@@ -229,8 +248,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="file of the picture")
     options = parser.parse_args()
     lines, told = read(options.out), circumstances()
-    for model in options.models:
-        for line in Bench(model, options).run(list(lines)):
+    for name, module in networks(options):
+        for line in Bench(name, module, options).run(list(lines)):
             lines.append(line | told)
             with options.out.open("a") as stream:
                 print(json.dumps(lines[-1]), file=stream)
