@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,8 @@ from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
 from metaprune.errors import ConfigError
 from metaprune.graph import Network
 from metaprune.metanet import Blocks, Metanet, PaperMetanet, load_checkpoint, read_blocks, with_less_memory
+
+ROUNDS = 4  # of looking at what leaves, and at what that makes units worth
 
 
 @CRITERIA.register("metanet")
@@ -77,11 +80,38 @@ def metanet_scores(
         edited = network.with_tensors(metanet_edit(metanet, network, blocks, reads, share))
         return CRITERIA["l2"]().score(edited, Calibration())
     trust = metanet.shape.trust if any(name in reads for name in metanet.shape.reads[:1]) else 1.0
-    score_U = with_less_memory(
-        metanet, lambda: metanet.scores(blocks, metanet(blocks, reads, share), reads, share, trust).double().cpu()
-    )
+
+    def judged() -> Tensor:
+        state_NH = metanet(blocks, reads, share)
+        score_U = metanet.scores(blocks, state_NH, reads, share, trust)
+        if metanet.pairs is not None:
+            rho_AA = metanet.pairs(blocks, state_NH)
+            score_U = score_U + _beside_others(network, blocks, score_U, rho_AA, share)[blocks.axis_U]
+        return score_U.double().cpu()
+
+    score_U = with_less_memory(metanet, judged)
     parts = (score_U - score_U.max()).exp().split([axis.size for axis in network.axes])
     return {axis.name: part for axis, part in zip(network.axes, parts, strict=True) if axis.prunable}
+
+
+def _beside_others(network: Network, blocks: Blocks, score_U: Tensor, rho_AA: Tensor, share: float) -> Tensor:
+    """Logarithm of what one more unit of an axis adds beside what leaves with it, over what it adds alone, (axes,).
+
+    The slope of sum_a D_a + sum_{a != b} rho_ab sqrt(D_a D_b) in D_a, where what leaves is what one threshold takes; of
+    axes that lose nothing as if half of them left.
+    """
+    free_U, saved_U = blocks.prunable_A[blocks.axis_U], savings(network).to(score_U)[blocks.axis_U].log()
+    log_A = score_U.new_zeros(len(blocks.size_A))
+    for _ in range(ROUNDS):
+        rate_U = score_U + log_A[blocks.axis_U] - saved_U
+        gone_U = free_U & (rate_U < threshold(network, blocks, rate_U, share))
+        worth_A, half_A = log_A.new_zeros(len(log_A)), log_A.new_zeros(len(log_A))
+        worth_A = worth_A.index_add(0, blocks.axis_U, torch.where(gone_U, score_U.exp(), 0))
+        half_A = half_A.index_add(0, blocks.axis_U, torch.where(free_U, score_U.exp(), 0)) / 2
+        root_A = torch.where(worth_A > 0, worth_A, half_A).clamp_min(1e-12).sqrt()
+        slope_A = 1 + (rho_AA @ worth_A.sqrt()) / root_A
+        log_A = (log_A + slope_A.clamp(0.25, 4).log()) / 2
+    return log_A
 
 
 @torch.no_grad()
@@ -107,3 +137,33 @@ def metanet_edit(
         if not torch.equal(value, own[name].detach().cpu()):
             changed[name] = value
     return changed
+
+
+def savings(network: Network) -> Tensor:
+    """Multiply-accumulates that one unit of each axis costs in the dense network, over all; (axes,)."""
+    full = np.array([axis.size for axis in network.axes], np.int64)
+    free = [k for k, axis in enumerate(network.axes) if axis.prunable]
+    rows = np.repeat(full[None], len(free), axis=0)
+    rows[np.arange(len(free)), free] -= 1
+    total = network.cost().macs
+    saving = torch.ones(len(full))
+    saving[free] = torch.from_numpy((total - network.cost_many(rows).macs) / max(total, 1)).float().clamp_min(1e-9)
+    return saving
+
+
+def threshold(network: Network, blocks: Blocks, rate_U: Tensor, budget: float) -> float:
+    """Where to cut, so that the units above cost the budget: by bisection over the units' own rates."""
+    full = np.array([axis.size for axis in network.axes], np.int64)
+    axis_U, rates = blocks.axis_U.cpu().numpy(), rate_U.double().cpu().numpy()
+    free = blocks.prunable_A[blocks.axis_U].cpu().numpy()
+    ordered = np.sort(rates[free])
+    limit, low, high = budget * network.cost().macs, 0, len(ordered) - 1
+
+    def macs(count: int) -> float:
+        gone = np.bincount(axis_U[free & (rates < ordered[count])], minlength=len(full))
+        return float(network.cost(np.maximum(full - gone, 1)).macs)
+
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if macs(middle) <= limit else (middle + 1, high)
+    return float(ordered[low])

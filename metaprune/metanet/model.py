@@ -58,6 +58,7 @@ class Shape:
         edit: How far a weight may be scaled, in (0, 1].
         trust: How much of the correction the criterion ``metanet`` takes where the first of `reads` is the base, in
             [0, 1]; training, and a weaker base, take all of it.
+        pairs: Rank of the interactions of axes in predicted distortions; 0 for none.
 
     Raises:
         ConfigError: A number does not fit.
@@ -71,6 +72,7 @@ class Shape:
     reads: tuple[str, ...] = ("taylor", "l2")
     edit: float = 0.5
     trust: float = 0.5
+    pairs: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reads", tuple(self.reads))
@@ -108,6 +110,7 @@ class Metanet(nn.Module):
         self.worth = _mlp(hidden + 1, hidden, 1)
         self.scale, self.shift = _LowRank(hidden, shape.rank), _LowRank(hidden, shape.rank)
         self.features = nn.Linear(hidden, 2 * len(TYPES) * FREQUENCIES)
+        self.pairs = _Pairs(hidden, shape.pairs) if shape.pairs else None
         self.curve = nn.Parameter(torch.tensor([0.0, 1.0]))
         for last in (self.worth[-1], self.features):
             nn.init.zeros_(last.get_parameter("weight"))
@@ -148,14 +151,26 @@ class Metanet(nn.Module):
         correction_U = self.worth(torch.cat([state_NH[:units], budgets], dim=1)).squeeze(1)
         return _base(blocks, self.shape.reads, reads or {}).to(correction_U) + trust * correction_U
 
-    def distortion(self, score_U: Tensor, removed_CU: Tensor) -> Tensor:
-        """Logarithm of the predicted distortion of configurations, (C,): that of the units' sum, to a learnt power.
+    def distortion(self, blocks: Blocks, state_NH: Tensor, score_U: Tensor, removed_CU: Tensor) -> Tensor:
+        """Logarithm of the predicted distortion of configurations, (C,), to a learnt power.
+
+        It is the sum of what the removed units are worth, D_a on axis a, and with `pairs` also of what axes are worth
+        together, sum_{a != b} rho_ab sqrt(D_a D_b).
 
         Args:
+            blocks: The network.
+            state_NH: What :meth:`forward` gave for it.
             score_U: Logarithms from :meth:`scores`.
             removed_CU: Which units leave; at least one a row.
         """
-        total_C = torch.where(removed_CU, score_U, -torch.inf).logsumexp(dim=1)
+        gone_CU = torch.where(removed_CU, score_U, -torch.inf)
+        total_C = gone_CU.logsumexp(dim=1)
+        if self.pairs is not None:
+            part_CU = (gone_CU - total_C.unsqueeze(1)).exp()  # of the sum
+            part_CA = part_CU.new_zeros(len(part_CU), len(blocks.size_A)).index_add(1, blocks.axis_U, part_CU)
+            root_CA = part_CA.clamp_min(1e-12).sqrt()
+            both_C = ((root_CA @ self.pairs(blocks, state_NH)) * root_CA).sum(1)
+            total_C = total_C + both_C.log1p()
         return self.curve[0] + self.curve[1] * total_C
 
     @property
@@ -327,6 +342,22 @@ class _Layer(nn.Module):
         matrix = (signed_RK / math.sqrt(fan)) @ flat_SKE
         matrix = matrix + (absolute_RK / fan) @ flat_SKE.abs() + (square_RK / fan) @ flat_SKE.square()
         return matrix.view(stack, self.heads, out, into)
+
+
+class _Pairs(nn.Module):
+    """Interactions rho of axes, (axes, axes): products of vectors shorter than 1, so that no sum becomes negative."""
+
+    def __init__(self, hidden: int, rank: int) -> None:
+        super().__init__()
+        self.vector = nn.Linear(hidden, rank)
+        nn.init.normal_(self.vector.weight, std=0.1 / math.sqrt(hidden))
+        nn.init.zeros_(self.vector.bias)
+
+    def forward(self, blocks: Blocks, state_NH: Tensor) -> Tensor:
+        axis_AH = _mean(state_NH[: len(blocks.axis_U)], blocks.axis_U, len(blocks.size_A))
+        vector_AR = self.vector(axis_AH)
+        vector_AR = vector_AR / (1 + vector_AR.square().sum(1, keepdim=True)).sqrt()
+        return (vector_AR @ vector_AR.T).fill_diagonal_(0)
 
 
 class _LowRank(nn.Module):

@@ -5,8 +5,9 @@ the mean squared difference over the mean square of the dense outputs where they
 normalises with the statistics of these images, as after its re-estimation. Units leave physically, so nothing is
 approximated.
 
-Configurations are of two kinds: one axis loses some of its units, the least valuable or random ones; or all axes lose
-units together, as an allocation with disturbed scores decides, at a random budget.
+Configurations are of three kinds: one axis loses some of its units, the least valuable or random ones, or two axes do;
+all axes lose units together, as an allocation with disturbed scores decides, at a random budget; or searches for a
+better allocation try them, each at a budget of its own.
 
 Suffixes: C configurations, U units of all axes, N images.
 """
@@ -48,8 +49,12 @@ class Survey:
     Args:
         images: To measure on, at least 2.
         alone: Configurations in which one axis is cut, in all.
+        pairs: Configurations in which two are.
         together: Configurations in which all are.
-        least: Smallest share of the multiply-accumulates that these leave.
+        searches: Searches for an allocation, at shares of the multiply-accumulates between `least` and `most`, evenly
+            spaced in the logarithm.
+        moves: Configurations that each tries after its start.
+        least: Smallest share of the multiply-accumulates that configurations of all axes leave.
         most: Largest share.
         axis_noise: Standard deviation of the logarithm of what disturbs the scores of an axis.
         unit_noise: Likewise of a unit.
@@ -62,7 +67,10 @@ class Survey:
 
     images: int = 256
     alone: int = 100
+    pairs: int = 0
     together: int = 200
+    searches: int = 0
+    moves: int = 16
     least: float = 0.2
     most: float = 0.8
     axis_noise: float = 0.7
@@ -71,13 +79,19 @@ class Survey:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.images < 2 or min(self.alone, self.together) < 0 or self.alone + self.together < 1:
+        counts = (self.alone, self.pairs, self.together, self.searches, self.moves)
+        if self.images < 2 or min(counts) < 0 or self.configurations < 1:
             raise ConfigError(
                 f"`images >= 2`, no negative numbers of configurations and one at least must hold, but they are "
-                f"{self.images}, {self.alone} and {self.together}."
+                f"{self.images} and {', '.join(map(str, counts))}."
             )
         if not 0 < self.least <= self.most <= 1:
             raise ConfigError(f"`0 < least <= most <= 1` must hold, but they are {self.least} and {self.most}.")
+
+    @property
+    def configurations(self) -> int:
+        """How many there are to measure, at most."""
+        return self.alone + self.pairs + self.together + self.searches * (1 + self.moves)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,19 +102,21 @@ class Distortions:
         removed_CU: Which units of which configuration leave, bool; units axis by axis.
         distortion_C: float32.
         share_C: Part of the multiply-accumulates that is left.
-        alone_C: Only one axis was cut.
+        few_C: Only one axis was cut, or two.
+        search_C: Number of the search that tried it, int64; -1 where none did.
         reads: Scores of all units by criterion, float64; NaN where it is silent.
     """
 
     removed_CU: Tensor
     distortion_C: Tensor
     share_C: Tensor
-    alone_C: Tensor
+    few_C: Tensor
+    search_C: Tensor
     reads: Mapping[str, Tensor]
 
     def save(self, path: Path) -> Path:
         """Write as one safetensors file."""
-        tensors = {name: getattr(self, name) for name in ("removed_CU", "distortion_C", "share_C", "alone_C")}
+        tensors = {name: getattr(self, name) for name in ("removed_CU", "distortion_C", "share_C", "few_C", "search_C")}
         tensors |= {f"reads/{name}": score_U for name, score_U in self.reads.items()}
         make_folder(path.parent)
         write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
@@ -148,43 +164,78 @@ def measure_distortions(
     if not base:
         raise ConfigError("the network must have a prunable axis, but all must stay. `metaprune inspect` says why.")
     random = np.random.default_rng(survey.seed)
-    cuts = [(cut, True) for cut in _alone(network, base, survey, random)]
-    cuts += [(cut, False) for cut in _together(network, base, survey, random)]
-    places = {axis.name: start for axis, start in zip(network.axes, _starts(network), strict=True)}
-    units = sum(axis.size for axis in network.axes)
-    dense = network.cost().macs
-    rows, distortions, shares, alone = [], [], [], []
-    with torch.no_grad():
-        wanted = _outputs(network.model, images)
-        for done, (cut, single) in enumerate(cuts, 1):
-            plan = plan_of(network, cut)
-            try:
-                seen = _outputs(network.apply(plan), images)
-            except MetapruneError:  # a size that this network's code does not allow
-                continue
-            value = distortion(wanted, seen)
-            if not np.isfinite(value):
-                continue
-            row = torch.zeros(units, dtype=torch.bool)
-            for name, ranks in cut.items():
-                row[places[name] + torch.tensor(ranks, dtype=torch.int64)] = True
-            rows.append(row)
-            distortions.append(value)
-            shares.append(network.cost(network.sizes(plan)).macs / max(dense, 1))
-            alone.append(single)
-            if progress is not None:
-                progress(done, len(cuts))
-    if not rows:
-        raise ConfigError(
-            "some configuration must be measurable, but every one was refused. `metaprune inspect` says why."
+    measured = _Measured(network, images, survey, progress)
+    for cut in _few(network, base, survey, random, survey.alone, 1):
+        measured.add(cut, few=True)
+    for cut in _together(network, base, survey, random):
+        measured.add(cut)
+    for cut in _few(network, base, survey, random, survey.pairs, min(2, len(base))):
+        measured.add(cut, few=True)
+    for number in range(survey.searches):
+        _search(network, base, survey, random, number, measured)
+    return measured.all(reads)
+
+
+class _Measured:
+    """Cuts a network, compares, and keeps what came out."""
+
+    def __init__(
+        self, network: Network, images: Tensor, survey: Survey, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self.network, self.images, self.progress = network, images, progress
+        self.wanted = self._outputs(network.model)
+        self.dense = max(network.cost().macs, 1)
+        self.places = {axis.name: start for axis, start in zip(network.axes, _starts(network), strict=True)}
+        self.units = sum(axis.size for axis in network.axes)
+        self.tried, self.count = 0, survey.configurations
+        self.rows: list[Tensor] = []
+        self.values: list[tuple[float, float, bool, int]] = []
+
+    def add(self, cut: Cut, *, few: bool = False, search: int = -1) -> float:
+        """The distortion of one configuration, kept; infinite, and not kept, where it cannot be measured."""
+        self.tried += 1
+        if self.progress is not None:
+            self.progress(self.tried, self.count)
+        plan = plan_of(self.network, cut)
+        try:
+            value = distortion(self.wanted, self._outputs(self.network.apply(plan)))
+        except MetapruneError:  # a size that this network's code does not allow
+            return np.inf
+        if not np.isfinite(value):
+            return np.inf
+        row = torch.zeros(self.units, dtype=torch.bool)
+        for name, ranks in cut.items():
+            row[self.places[name] + torch.tensor(ranks, dtype=torch.int64)] = True
+        share = self.network.cost(self.network.sizes(plan)).macs / self.dense
+        self.rows.append(row)
+        self.values.append((value, share, few, search))
+        return value
+
+    def all(self, reads: Mapping[str, Tensor]) -> Distortions:
+        """Everything that was kept."""
+        if not self.rows:
+            raise ConfigError(
+                "some configuration must be measurable, but every one was refused. `metaprune inspect` says why."
+            )
+        values, shares, few, search = zip(*self.values, strict=True)
+        return Distortions(
+            torch.stack(self.rows),
+            torch.tensor(values, dtype=torch.float32),
+            torch.tensor(shares, dtype=torch.float32),
+            torch.tensor(few),
+            torch.tensor(search),
+            dict(reads),
         )
-    return Distortions(
-        torch.stack(rows),
-        torch.tensor(distortions, dtype=torch.float32),
-        torch.tensor(shares, dtype=torch.float32),
-        torch.tensor(alone),
-        dict(reads),
-    )
+
+    @torch.no_grad()
+    def _outputs(self, model: nn.Module) -> Tensor:
+        with batch_statistics(model):
+            out: Any = model(self.images)
+        if not isinstance(out, Tensor):
+            out = getattr(out, "logits", out)
+        if not isinstance(out, Tensor):
+            raise ConfigError(f"a network must return a tensor to be compared, but returns a {type(out).__name__}.")
+        return out
 
 
 def plan_of(network: Network, cut: Cut) -> Plan:
@@ -218,16 +269,6 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
                 norm.training, norm.momentum, norm.num_batches_tracked = False, momentum, tracked
 
 
-def _outputs(model: nn.Module, images: Tensor) -> Tensor:
-    with batch_statistics(model):
-        out: Any = model(images)
-    if not isinstance(out, Tensor):
-        out = getattr(out, "logits", out)
-    if not isinstance(out, Tensor):
-        raise ConfigError(f"a network must return a tensor to be compared, but returns a {type(out).__name__}.")
-    return out
-
-
 def _starts(network: Network) -> list[int]:
     return [0, *np.cumsum([axis.size for axis in network.axes]).tolist()][:-1]
 
@@ -241,39 +282,76 @@ def _by_axis(network: Network, score_U: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _alone(network: Network, base: Mapping[str, Tensor], survey: Survey, random: np.random.Generator) -> Iterator[Cut]:
+def _few(
+    network: Network, base: Mapping[str, Tensor], survey: Survey, random: np.random.Generator, count: int, axes: int
+) -> Iterator[Cut]:
+    """Configurations of one axis, in turn, or of several, drawn."""
     names = list(base)
-    for number in range(survey.alone):
-        name = names[number % len(names)]
-        size = network.axis(name).size
-        least = max(1, int(np.ceil(survey.floor * size)))
-        count = int(random.integers(1, max(size - least, 1) + 1))
-        score_U = base[name].numpy() if random.random() < 0.7 else random.random(size)
-        disturbed_U = score_U * np.exp(survey.unit_noise * random.standard_normal(size))
-        yield {name: tuple(sorted(np.argsort(disturbed_U, kind="stable")[:count].tolist()))}
+    for number in range(count):
+        chosen = [names[number % len(names)]] if axes == 1 else random.choice(names, axes, replace=False).tolist()
+        cut = {}
+        for name in chosen:
+            size = network.axis(name).size
+            least = max(1, int(np.ceil(survey.floor * size)))
+            gone = int(random.integers(1, max(size - least, 1) + 1))
+            score_U = base[name].numpy() if random.random() < 0.7 else random.random(size)
+            disturbed_U = score_U * np.exp(survey.unit_noise * random.standard_normal(size))
+            cut[name] = tuple(sorted(np.argsort(disturbed_U, kind="stable")[:gone].tolist()))
+        yield cut
 
 
 def _together(
     network: Network, base: Mapping[str, Tensor], survey: Survey, random: np.random.Generator
 ) -> Iterator[Cut]:
-    dense = network.cost().macs
     for _ in range(survey.together):
-        scores = {}
+        noise = {}
         for name, score_U in base.items():
-            noise_U = survey.unit_noise * random.standard_normal(len(score_U))
-            noise_U += survey.axis_noise * random.standard_normal()
-            scores[name] = (score_U.clamp_min(0) + 1e-12) * torch.from_numpy(np.exp(noise_U))
+            noise[name] = survey.unit_noise * random.standard_normal(len(score_U))
+            noise[name] += survey.axis_noise * random.standard_normal()
         share = float(np.exp(random.uniform(np.log(survey.least), np.log(survey.most))))
-        try:
-            problem = Problem(network, scores, {"macs": share * dense}, additive=True, floor=survey.floor)
-        except BudgetError:
-            continue
-        kept = Global().allocate(problem)
-        cut = {}
-        for name, ranks in kept.items():
-            stays = set(ranks)
-            gone = tuple(rank for rank in range(network.axis(name).size) if rank not in stays)
-            if gone:
-                cut[name] = gone
-        if cut:
-            yield cut
+        yield from _allocated(network, base, noise, share, survey.floor)
+
+
+def _search(
+    network: Network,
+    base: Mapping[str, Tensor],
+    survey: Survey,
+    random: np.random.Generator,
+    number: int,
+    measured: _Measured,
+) -> None:
+    """Climb from the scores as they are: up to three axes are made worth more or less, and stay so where that helps."""
+    names = list(base)
+    share = survey.least * (survey.most / survey.least) ** ((number + 0.5) / survey.searches)
+    factors, last, best = dict.fromkeys(names, 0.0), None, np.inf
+    for move in range(survey.moves + 1):
+        changed = dict(factors)
+        if move:
+            for name in random.choice(names, min(3, len(names)), replace=False).tolist():
+                changed[name] += survey.axis_noise * random.standard_normal()
+        for cut in _allocated(network, base, changed, share, survey.floor):
+            value = best if cut == last else measured.add(cut, search=number)
+            if value <= best:
+                factors, last, best = changed, cut, value
+
+
+def _allocated(
+    network: Network, base: Mapping[str, Tensor], logs: Mapping[str, Any], share: float, floor: float
+) -> Iterator[Cut]:
+    """What leaves where scores are multiplied by exponentials; nothing where that budget cannot be met or holds."""
+    scores = {
+        name: (score_U.clamp_min(0) + 1e-12) * torch.from_numpy(np.exp(logs[name] + np.zeros(len(score_U))))
+        for name, score_U in base.items()
+    }
+    try:
+        problem = Problem(network, scores, {"macs": share * network.cost().macs}, additive=True, floor=floor)
+    except BudgetError:
+        return
+    cut = {}
+    for name, ranks in Global().allocate(problem).items():
+        stays = set(ranks)
+        gone = tuple(rank for rank in range(network.axis(name).size) if rank not in stays)
+        if gone:
+            cut[name] = gone
+    if cut:
+        yield cut

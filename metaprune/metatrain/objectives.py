@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from metaprune.criteria.metanet import savings, threshold
 from metaprune.errors import ConfigError
 from metaprune.graph import Network
 from metaprune.metanet import Blocks, Metanet, PaperMetanet
@@ -144,8 +145,9 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective", "metaprune.objecti
 class Amortised(Objective):
     """Predict the measured distortion of configurations: the logarithm, and which of two at like cost is smaller.
 
-    The distortion of a configuration is predicted from the sum of what its removed units are worth. Configurations
-    count the more, the nearer what they leave is to the budget; those of one axis alone always count.
+    The distortion of a configuration is predicted from what its removed units are worth. Configurations of all axes
+    count the more, the nearer what they leave is to the budget; those of one axis or two always count. Two random
+    configurations near the budget are compared, and what each search tried near it with the best that it found.
 
     Args:
         ranking: Weight of the comparisons.
@@ -159,19 +161,36 @@ class Amortised(Objective):
         """See the class."""
         measured = one.subject.distortions
         wanted_C = measured.distortion_C.clamp_min(LEAST_DISTORTION).log()
-        seen_C = one.judge.distortion(one.score_U, measured.removed_CU)
+        seen_C = one.judge.distortion(one.subject.blocks, one.state, one.score_U, measured.removed_CU)
         distance_C = (measured.share_C.log() - math.log(one.budget)) / self.width
-        weight_C = torch.where(measured.alone_C, 0.3, torch.exp(-0.5 * distance_C.square()))
+        weight_C = torch.where(measured.few_C, 0.3, torch.exp(-0.5 * distance_C.square()))
         error_C = F.huber_loss(seen_C, wanted_C, reduction="none")
         fit = (weight_C * error_C).sum() / weight_C.sum()
-        near = torch.nonzero(~measured.alone_C & (distance_C.abs() < 2)).squeeze(1)
+        near_C = ~measured.few_C & (distance_C.abs() < 2)
+        first, second = _comparisons(wanted_C, near_C, measured.search_C, one.random)
         ranked = fit.new_zeros(())
-        if len(near) > 1:
-            order = near[torch.from_numpy(one.random.permutation(len(near)))]
-            first, second = order[: len(order) // 2], order[len(order) // 2 : 2 * (len(order) // 2)]
+        if len(first):
             gap = wanted_C[first] - wanted_C[second]
             ranked = (F.softplus(-gap.sign() * (seen_C[first] - seen_C[second])) * gap.abs()).mean()
         return fit + self.ranking * ranked, {"fit": float(fit.detach()), "ranking": float(ranked.detach())}
+
+
+def _comparisons(
+    wanted_C: Tensor, near_C: Tensor, search_C: Tensor, random: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Pairs of configurations: drawn from the random ones, and of each search the best with every other."""
+    drawn = torch.nonzero(near_C & (search_C < 0)).squeeze(1)
+    drawn = drawn[torch.from_numpy(random.permutation(len(drawn)))]
+    half = len(drawn) // 2
+    first, second = [drawn[:half]], [drawn[half : 2 * half]]
+    for number in range(int(search_C.max()) + 1):
+        tried = torch.nonzero(near_C & (search_C == number)).squeeze(1)
+        if len(tried) > 1:
+            best = tried[wanted_C[tried].argmin()]
+            others = tried[tried != best]
+            first.append(best.expand(len(others)))
+            second.append(others)
+    return torch.cat(first), torch.cat(second)
 
 
 @OBJECTIVES.register("direct")
@@ -245,10 +264,9 @@ def soft_mask(network: Network, blocks: Blocks, score_U: Tensor, budget: float, 
         temperature: Of the sigmoid.
     """
     free_U = blocks.prunable_A[blocks.axis_U]
-    saving_A = _savings(network)
-    rate_U = score_U - saving_A.to(score_U)[blocks.axis_U].log()
-    threshold = _threshold(network, blocks, rate_U.detach(), free_U, budget)
-    soft_U = torch.sigmoid((rate_U - threshold) / temperature)
+    rate_U = score_U - savings(network).to(score_U)[blocks.axis_U].log()
+    limit = threshold(network, blocks, rate_U.detach(), budget)
+    soft_U = torch.sigmoid((rate_U - limit) / temperature)
     return torch.where(free_U, soft_U, 1.0)
 
 
@@ -267,36 +285,6 @@ def masked(blocks: Blocks, tensors: Mapping[str, Tensor], mask_U: Tensor) -> dic
                 shape = (groups, 1, block.form[2], *[1] * (len(block.form) - 3))
                 out[name] = out[name] * into.view(shape)
     return out
-
-
-def _savings(network: Network) -> Tensor:
-    """Multiply-accumulates that one unit of each axis costs in the dense network, over all; (axes,)."""
-    full = np.array([axis.size for axis in network.axes], np.int64)
-    free = [k for k, axis in enumerate(network.axes) if axis.prunable]
-    rows = np.repeat(full[None], len(free), axis=0)
-    rows[np.arange(len(free)), free] -= 1
-    total = network.cost().macs
-    saving = torch.ones(len(full))
-    saving[free] = torch.from_numpy((total - network.cost_many(rows).macs) / max(total, 1)).float().clamp_min(1e-9)
-    return saving
-
-
-def _threshold(network: Network, blocks: Blocks, rate_U: Tensor, free_U: Tensor, budget: float) -> float:
-    """Where to cut, so that the units above cost the budget: by bisection over the units' own rates."""
-    full = np.array([axis.size for axis in network.axes], np.int64)
-    axis_U, rates = blocks.axis_U.cpu().numpy(), rate_U.double().cpu().numpy()
-    free = free_U.cpu().numpy()
-    ordered = np.sort(rates[free])
-    limit, low, high = budget * network.cost().macs, 0, len(ordered) - 1
-
-    def macs(count: int) -> float:
-        gone = np.bincount(axis_U[free & (rates < ordered[count])], minlength=len(full))
-        return float(network.cost(np.maximum(full - gone, 1)).macs)
-
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if macs(middle) <= limit else (middle + 1, high)
-    return float(ordered[low])
 
 
 def _squares(blocks: Blocks, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The default metanetwork: equivariant, an identity at first, and the same whatever the tiles."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,6 +142,35 @@ def test_smaller_tiles_are_tried_before_giving_up(error):
         with_less_memory(metanet, lambda: work(0))
     with pytest.raises(RuntimeError, match="something else"):
         with_less_memory(metanet, lambda: (_ for _ in ()).throw(RuntimeError("something else")))
+
+
+def test_distortions_are_sums_over_axes_and_their_interactions():
+    blocks = read_blocks(trace(build("digits_cnn"), example_inputs("digits_cnn")).to_graph())
+    torch.manual_seed(0)
+    plain, paired = Metanet(SHAPE), Metanet(replace(SHAPE, pairs=2))
+    state = plain(blocks)
+    units, axes = len(blocks.axis_U), len(blocks.size_A)
+    score = torch.randn(units)
+    removed = torch.rand(7, units) < 0.4
+    removed[0] = blocks.axis_U == 0  # an axis alone has no interactions
+    expected = torch.stack([score.exp()[row].sum().log() for row in removed])
+    torch.testing.assert_close(plain.distortion(blocks, state, score, removed), expected)
+    torch.testing.assert_close(paired.distortion(blocks, state, score, removed), expected, rtol=0.05, atol=0.05)
+    torch.nn.init.normal_(paired.pairs.vector.weight, std=3.0)
+    rho = paired.pairs(blocks, state)
+    assert torch.equal(rho, rho.T)
+    assert bool((rho.diagonal() == 0).all())
+    assert float(rho.detach().min()) < -0.3
+    worth = torch.stack(
+        [torch.stack([score.exp()[row & (blocks.axis_U == a)].sum() for a in range(axes)]) for row in removed]
+    )
+    products = (worth.unsqueeze(1) * worth.unsqueeze(2)).sqrt()
+    total = worth.sum(1) + (rho * products).sum((1, 2))
+    seen = paired.distortion(blocks, state, score, removed)
+    torch.testing.assert_close(seen, total.log(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(seen[0], expected[0], rtol=1e-4, atol=1e-4)
+    seen.sum().backward()
+    assert bool(paired.pairs.vector.weight.grad.isfinite().all())
 
 
 def test_a_budget_and_the_criteria_read_matter():

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,15 @@ from metaprune.metatrain import (
     measure_distortions,
     meta_train,
 )
-from metaprune.metatrain.distortion import plan_of
+from metaprune.metatrain.distortion import batch_statistics, plan_of
+from metaprune.metatrain.evaluate import plan_at
 from metaprune.metatrain.objectives import masked, soft_mask
 from metaprune.metatrain.survey import calibration_images
 from metaprune.task import Classification
 
 DIGITS = data.load("digits")
-SHAPE = Shape(hidden=16, layers=2, heads=4, rank=4)
-SURVEY = Survey(images=64, alone=12, together=20)
+SHAPE = Shape(hidden=16, layers=2, heads=4, rank=4, pairs=4)
+SURVEY = Survey(images=64, alone=12, pairs=6, together=20, searches=2, moves=6)
 NAMES = ("taylor", "l2")
 
 
@@ -60,7 +62,7 @@ def test_measured_distortions_are_those_of_the_cut_networks(one: Subject) -> Non
     measured, network = one.distortions, one.network
     assert len(measured.distortion_C) == len(measured.removed_CU) >= 25
     assert bool((measured.distortion_C >= 0).all())
-    assert int(measured.alone_C.sum()) == 12
+    assert int(measured.few_C.sum()) == 12 + 6
     images = DIGITS.train.subset(64, 1).images()
     starts = np.cumsum([0, *(axis.size for axis in network.axes)])
     for row in (0, len(measured.removed_CU) - 1):
@@ -84,6 +86,39 @@ def test_measured_distortions_are_those_of_the_cut_networks(one: Subject) -> Non
         assert float(measured.distortion_C[row]) == pytest.approx(float(wanted), rel=1e-3, abs=1e-6)
         macs = network.cost(network.sizes(plan_of(network, {n: r for n, r in cut.items() if r}))).macs
         assert float(measured.share_C[row]) == pytest.approx(macs / network.cost().macs, rel=1e-5)
+
+
+def test_configurations_are_of_the_kinds_that_were_asked_for(one: Subject) -> None:
+    measured, starts = one.distortions, np.cumsum([0, *(axis.size for axis in one.network.axes)])
+    axes_C = sum(measured.removed_CU[:, start:end].any(1).int() for start, end in pairwise(starts))
+    assert axes_C[measured.few_C].tolist() == [1] * 12 + [2] * 6
+    for number in range(2):
+        tried = torch.nonzero(measured.search_C == number).squeeze(1)
+        assert 2 <= len(tried) <= 7
+        share = 0.2 * 4 ** ((number + 0.5) / 2)
+        assert bool((measured.share_C[tried] <= share + 1e-6).all())
+        assert bool((measured.share_C[tried] > 0.7 * share).all())
+    assert int((~measured.few_C & (measured.search_C < 0)).sum()) == 20
+
+
+def test_a_search_starts_from_the_scores_and_climbs(one: Subject) -> None:
+    """Scores that weigh one axis wrongly are soon left behind."""
+    factor_U = torch.ones(len(one.blocks.axis_U)).masked_fill(one.blocks.axis_U == 1, 100.0)
+    reads = {"l2": one.distortions.reads["l2"] * factor_U}
+    asked = Survey(images=64, alone=0, together=0, searches=1, moves=40, least=0.4, most=0.6)
+    found_C = measure_distortions(one.network, DIGITS.train.subset(64, 1).images(), reads, asked).distortion_C
+    start = ranked(one, reads["l2"], asked.least**0.5 * asked.most**0.5)
+    assert float(found_C[0]) == pytest.approx(start, rel=1e-4)
+    assert float(found_C.min()) < 0.8 * start
+
+
+def ranked(one: Subject, score_U: torch.Tensor, share: float) -> float:
+    """The distortion of what global ranking by these scores leaves."""
+    parts = score_U.split([axis.size for axis in one.network.axes])
+    scores = {axis.name: part for axis, part in zip(one.network.axes, parts, strict=True) if axis.prunable}
+    slim, images = one.network.apply(plan_at(one.network, scores, share)), DIGITS.train.subset(64, 1).images()
+    with torch.no_grad(), batch_statistics(one.network.model), batch_statistics(slim):
+        return distortion(one.network.model(images), slim(images))
 
 
 def test_distortion_is_a_divergence_or_a_relative_square() -> None:
