@@ -1,7 +1,4 @@
-"""Attention, recurrent layers and embeddings.
-
-Letters: c channels, t tokens, d head dimension, n batch.
-"""
+"""Attention, recurrent layers and embeddings."""
 
 from typing import Any
 

@@ -1,7 +1,4 @@
-"""What a block of a random network is, and what draws its options.
-
-Letters: c channels, t tokens, d head dimension, n batch.
-"""
+"""What a block of a random network is, and what draws its options."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,4 @@
-"""Convolutions, and what is made of them.
-
-Letters: c channels, t tokens, d head dimension, n batch.
-"""
+"""Convolutions, and what is made of them."""
 
 from typing import Any
 

@@ -1,7 +1,4 @@
-"""Joining values and taking them apart.
-
-Letters: c channels, t tokens, d head dimension, n batch.
-"""
+"""Joining values and taking them apart."""
 
 from collections.abc import Callable
 from typing import Any

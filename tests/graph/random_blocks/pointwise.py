@@ -1,7 +1,4 @@
-"""Norms, functions of each entry, and functions of two values of one shape.
-
-Letters: c channels, t tokens, d head dimension, n batch.
-"""
+"""Norms, functions of each entry, and functions of two values of one shape."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,4 @@
-"""Calls without a rule, and calls that are rare.
-
-Letters: c channels, t tokens, d head dimension, n batch.
-"""
+"""Calls without a rule, and calls that are rare."""
 
 from collections.abc import Callable
 

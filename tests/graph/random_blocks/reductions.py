@@ -1,7 +1,4 @@
-"""Sums, means and the like over a dimension.
-
-Letters: c channels, t tokens, d head dimension, n batch.
-"""
+"""Sums, means and the like over a dimension."""
 
 from collections.abc import Callable
 

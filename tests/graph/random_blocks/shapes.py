@@ -1,7 +1,4 @@
-"""The same entries in another shape or order.
-
-Letters: c channels, t tokens, d head dimension, n batch.
-"""
+"""The same entries in another shape or order."""
 
 from math import prod
 from typing import Any
