@@ -93,6 +93,10 @@ class Network:
         """The recorded calls, and which units each position of what they read and give needs."""
         return self._layout
 
+    def layout_left(self, plan: Plan) -> Layout:
+        """The layout without the branches that a plan drops, its calls numbered anew."""
+        return self._without(plan.draft())
+
     def alive(self, plan: Plan) -> Alive:
         """Which units stay under a plan."""
         return self._alive(plan.draft())

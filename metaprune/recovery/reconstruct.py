@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from metaprune.errors import ConfigError, InputError
-from metaprune.graph import Network, trace
+from metaprune.graph import trace
 from metaprune.graph.axes import Alive
 from metaprune.graph.layout import Layout
 from metaprune.graph.linear_calls import LinearCall, Reader, find_readers, linear_calls
@@ -50,7 +50,8 @@ class Reconstruct(Recovery):
     Of a layer whose weight has masked entries, only the bias changes.
 
     All batches go forward side by side through the dense and the cut network, so that each is run once. Memory: what
-    the calibration samples keep alive in both networks at one place.
+    the calibration samples keep alive in both networks at one place. What a residual branch gave that has left whole is
+    made up for by the layers behind it.
 
     Source: He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, arXiv:1707.06168 (least
     squares from the pruned input); Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016,
@@ -92,9 +93,10 @@ class Reconstruct(Recovery):
             context.task.outputs(dense, batches[0])
         network = context.network or trace(context.dense, batches[0][0])
         plan = context.plan or Plan(())
+        layout, alive, own = network.layout_left(plan), network.alive(plan), named_tensors(model.eval())
         fits: list[Fit | RecurrentFit] = [
-            *find_fits(network, plan, model.eval(), context.masks),
-            *recurrent_fits(network.layout, network.alive(plan), named_tensors(model), context.masks),
+            *find_fits(layout, alive, own, context.masks),
+            *recurrent_fits(layout, alive, own, context.masks),
         ]
         fits.sort(key=lambda fit: fit.stop.index)
 
@@ -105,9 +107,11 @@ class Reconstruct(Recovery):
         try:
             with (
                 on_calibration_data(),
-                side_by_side([*forwards(dense), *forwards(model)], network.layout.trace) as runs,
+                side_by_side(forwards(dense), network.layout.trace) as whole,
+                side_by_side(forwards(model), layout.trace) as left,
             ):
-                pairs = [_Pair(*pair, fits) for pair in zip(runs[: len(batches)], runs[len(batches) :])]
+                calls = {op.outputs[0]: op for op in network.layout.trace.ops if op.outputs}
+                pairs = [_Pair(*pair, fits, calls) for pair in zip(whole, left, strict=True)]
                 for fit in fits:
                     generator = torch.Generator().manual_seed(context.seed + fit.number)
                     if isinstance(fit, RecurrentFit):
@@ -198,24 +202,31 @@ class Fit:
 
 
 class _Pair:
-    """One batch on its way through the dense and the cut network."""
+    """One batch on its way through the dense and the cut network.
 
-    def __init__(self, dense: Steps, slim: Steps, fits: "Sequence[Fit | RecurrentFit]") -> None:
-        self.dense, self.slim = dense, slim
+    Args:
+        dense: The one.
+        slim: The other.
+        fits: All that is to be fitted.
+        calls: Of the dense network, by the first value that they give.
+    """
+
+    def __init__(
+        self, dense: Steps, slim: Steps, fits: "Sequence[Fit | RecurrentFit]", calls: Mapping[int, Op]
+    ) -> None:
+        self.dense, self.slim, self.calls_by_value = dense, slim, calls
         self._calls: dict[int, Pending] = {}
         late = [fit for fit in fits if isinstance(fit, Fit) and fit.operand]
         self._late = {fit.call.op.index for fit in late} | {fit.call.norm.op.index for fit in late if fit.call.norm}
 
     def calls(self, fit: RecurrentFit) -> tuple[Pending, Pending]:
         """Go on to a recurrent layer: its call in the dense network, and in the cut one."""
-        self.slim.run_until(fit.stop, self._watch)
-        self.dense.run_until(fit.stop)
+        self._run_until(fit.stop)
         return self._at(self.dense), self._at(self.slim)
 
     def go_to(self, fit: Fit, rows: int, generator: torch.Generator) -> None:
         """Go on to where a fit is made, and choose the rows that are looked at."""
-        self.slim.run_until(fit.stop, self._watch)
-        self.dense.run_until(fit.stop)
+        self._run_until(fit.stop)
         if not fit.operand:
             self._calls[fit.call.op.index] = self._at(self.slim)
         self.wanted = fit.left(self._result(fit, self.dense))
@@ -245,6 +256,10 @@ class _Pair:
             out = self._calls.pop(fit.call.norm.op.index).make(input=out)
         self._at(self.slim).arguments[fit.operand].copy_(out)
 
+    def _run_until(self, stop: Op) -> None:
+        self.slim.run_until(stop, self._watch)
+        self.dense.run_until(self.calls_by_value[stop.outputs[0]])
+
     def _result(self, fit: Fit, steps: Steps) -> Tensor:
         """What a fit is about, as a network has it: the sum, what the ReLU reads, or what the layer gives."""
         pending = self._at(steps)
@@ -263,20 +278,18 @@ class _Pair:
             self._calls[call.op.index] = call
 
 
-def find_fits(network: Network, plan: Plan, slim: nn.Module, masked: Collection[str] = ()) -> list[Fit]:
+def find_fits(layout: Layout, alive: Alive, own: Mapping[str, Tensor], masked: Collection[str] = ()) -> list[Fit]:
     """What is to be fitted in a cut network, in the order in which it can be.
 
+    Args:
+        layout: Of the dense network, without the branches that have left.
+        alive: What is left of its units.
+        own: Tensors of the cut network.
+        masked: Names of weights that must stay.
+
     Raises:
-        ConfigError: The network was not cut by this plan, or branches have left whole.
+        ConfigError: The network was not cut by this plan.
     """
-    dropped = plan.draft().drop
-    if dropped:
-        raise ConfigError(
-            f"recovery 'reconstruct' goes through both networks call by call, so no branch may have left whole, but "
-            f"{dropped[0]!r} has. Take 'distil' or 'finetune', or drop branches first (`Network.apply`) and prune what "
-            "is left on its own."
-        )
-    layout, alive, own = network.layout, network.alive(plan), named_tensors(slim)
     _check_shapes(layout, alive, own)
     readers = find_readers(layout.trace)
     values = layout.trace.values

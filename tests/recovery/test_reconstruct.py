@@ -281,11 +281,48 @@ def test_another_plan_is_refused() -> None:
         Reconstruct().recover(slim, context(network, Plan(()), batches((1, 8, 8))))
 
 
-def test_dropped_branches_are_refused() -> None:
-    network = trace(zoo.build("cifar_resnet8").eval(), zoo.example_inputs("cifar_resnet8"))
-    plan = Plan((DropBlock(network.blocks[0].name),))
-    with pytest.raises(ConfigError, match=f"no branch may have left whole, but '{network.blocks[0].name}' has"):
-        Reconstruct().recover(network.apply(plan), context(network, plan, batches((3, 32, 32), 1, 4)))
+@pytest.mark.parametrize("name", ["cifar_resnet8", "vit_tiny", "digits_cnn"])
+@pytest.mark.parametrize("share", [1.0, 0.75])
+def test_what_is_behind_a_dropped_branch_makes_up_for_it(name: str, share: float) -> None:
+    """Alone, and beside units that leave; on samples that the fit has not seen."""
+    torch.manual_seed(0)
+    example = zoo.example_inputs(name)
+    model = randomised(zoo.build(name))
+    network = trace(model, example)
+    drop = DropBlock(network.blocks[-1].name)
+    edits = [edit for edit in halved(network, share).edits if isinstance(edit, Keep) and share < 1]
+    gone = {axis.name for axis in network.axes} - {
+        axis.name for axis in trace(network.apply(Plan((drop,))), example).axes
+    }
+    plan = Plan((drop, *(edit for edit in edits if edit.axis not in gone)))
+    slim = network.apply(plan).eval()
+    data = batches(tuple(example.shape[1:]), 4, 32)
+    healed = Reconstruct(samples=128).recover(slim, context(network, plan, data)).model
+    x = batches(tuple(example.shape[1:]), 1, 32, seed=9)[0][0]
+    assert error(model, healed, x) < 0.8 * error(model, slim, x)
+
+
+def test_a_branch_that_gave_what_the_next_layer_can_give_costs_nothing() -> None:
+    class Skips(nn.Module):
+        """The branch is linear in the stream, and so is what comes after it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            return self.head(x + self.branch(x))
+
+    torch.manual_seed(0)
+    model = Skips().double().eval()
+    x = torch.randn(64, 5, dtype=torch.double)
+    network = trace(model, x[:2])
+    plan = Plan((DropBlock("branch"),))
+    slim = network.apply(plan).eval()
+    healed = Reconstruct(ridge=1e-12).recover(slim, context(network, plan, [(x,)])).model
+    assert error(model, slim, x) > 1e-2
+    assert error(model, healed, x) < 1e-12
 
 
 def test_data_that_cannot_be_used_are_refused() -> None:
