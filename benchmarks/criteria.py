@@ -202,28 +202,42 @@ def print_table(lines: list[dict[str, Any]]) -> None:
 
 
 def draw(lines: list[dict[str, Any]], file: Path) -> None:
-    """A panel a model and recovery: accuracy at half the multiply-accumulates by criterion, a mark each allocator."""
+    """A row a recovery, a column a network: accuracy at half the multiply-accumulates by criterion and allocator.
+
+    Criteria stand in one order, by their best allocator in the mean over the panels.
+    """
     from matplotlib.figure import Figure
 
-    found = {key: column for key, column in columns(lines).items() if key[1] == HALF}
+    found = {(model, way): column for (model, share, way), column in columns(lines).items() if share == HALF}
     if not found:
         raise SystemExit(
             f"the figure shows budgets of {HALF:g}, but none is among the lines. Run with --macs {HALF:g}."
         )
-    figure = Figure(figsize=(5 * len(found), 5), layout="constrained")
-    for axes, ((model, _, way), column) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items()):
-        means = {arm: statistics.mean(values) for arm, values in column.items()}
-        criteria = sorted(
-            {criterion for criterion, _ in means},
-            key=lambda name: max(mean for (criterion, _), mean in means.items() if criterion == name),
-        )
-        for allocator in sorted({allocator for _, allocator in means}):
-            here = [name for name in criteria if (name, allocator) in means]
-            axes.plot([means[name, allocator] for name in here], here, "o", label=allocator, alpha=0.8)
-        axes.set(xlabel="test accuracy, %", title=f"{model}\n{way}")
-        axes.grid(axis="y", alpha=0.3)
-    axes.legend()
-    figure.savefig(file)
+    models, ways = (list(dict.fromkeys(key[k] for key in found)) for k in (0, 1))
+    means = {key: {arm: statistics.mean(values) for arm, values in column.items()} for key, column in found.items()}
+    allocators = sorted({allocator for column in means.values() for _, allocator in column})
+    best: dict[str, list[float]] = {}
+    for column in means.values():
+        for name in {criterion for criterion, _ in column}:
+            best.setdefault(name, []).append(
+                max(value for (criterion, _), value in column.items() if criterion == name)
+            )
+    criteria = sorted(best, key=lambda name: statistics.mean(best[name]))
+    figure = Figure(figsize=(3.2 * len(models) + 1, 0.21 * len(criteria) * len(ways) + 1), layout="constrained")
+    panels = figure.subplots(len(ways), len(models), squeeze=False, sharex="row", sharey=True)
+    for row, way in zip(panels, ways):
+        for axes, model in zip(row, models):
+            for allocator in allocators:
+                here = [name for name in criteria if (name, allocator) in means.get((model, way), {})]
+                values = [means[model, way][name, allocator] for name in here]
+                axes.plot(values, [criteria.index(name) for name in here], "o", label=allocator, alpha=0.7, ms=4)
+            axes.set_yticks(range(len(criteria)), criteria, fontsize=7)
+            axes.set_title(f"{model}, {way}", fontsize=8)
+            axes.tick_params(axis="x", labelsize=7)
+            axes.grid(alpha=0.3)
+    figure.supxlabel("test accuracy at half the multiply-accumulates, %", fontsize=8)
+    panels[0, 0].legend(fontsize=7)
+    figure.savefig(file, dpi=110)
 
 
 def main() -> None:
