@@ -126,6 +126,11 @@ class Result:
         }
 
 
+def default_criterion(learnt: bool, seen: bool) -> str:
+    """What judges units where nothing else is said, with or without a metanetwork and data."""
+    return "metanet" if learnt else "taylor" if seen else "l2"
+
+
 def prune(
     model: nn.Module,
     example_inputs: ExampleInputs,
@@ -192,7 +197,7 @@ def prune(
     """
     device = torch_device(accelerator)
     seconds: dict[str, float] = {}
-    judge = criterion or ("metanet" if metanet is not None else "l2" if data is None else "taylor")
+    judge = criterion or default_criterion(metanet is not None, data is not None)
     recoveries = resolve(recovery if data is not None else None, **dict(recovery_options or {}))
     dense = model if _is_on(model, device) else copy.deepcopy(model).to(device)
     with timed(seconds, "trace", step, "Tracing the network"):

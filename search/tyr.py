@@ -82,6 +82,7 @@ class Tyr(Allocator):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
+    adds: ClassVar[bool] = True
     samples: int = 512
     rated: int = 256
     first: int = 64

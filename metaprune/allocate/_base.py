@@ -253,10 +253,12 @@ class Allocator(ABC):
     Attributes:
         needs: What it reads besides scores: ``data`` (and with it the task).
         whole: Residual branches leave whole, and nothing else does.
+        adds: It adds up what axes lose, which asks for scores that are losses, or for curves.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     whole: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
 
     def allocate(self, problem: Problem) -> dict[str, tuple[int, ...]]:
         """Axis name -> ranks of the units that stay, ascending, for every axis that may be cut.

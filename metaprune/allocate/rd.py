@@ -5,7 +5,7 @@ Array suffixes: A axes that may be cut, L levels (legal sizes) of an axis, M mov
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class RateDistortion(Allocator):
         rounds: How often the cost is made linear anew, at least 1.
     """
 
+    adds: ClassVar[bool] = True
     levels: int = 65
     bins: int = BINS
     rounds: int = 12

@@ -30,7 +30,7 @@ from metaprune.export.devices import Settings, load_device, settings_for
 from metaprune.files import read_json, write_atomically
 from metaprune.graph import trace
 from metaprune.metanet import load_checkpoint
-from metaprune.pipeline import Result, prune
+from metaprune.pipeline import Result, default_criterion, prune
 from metaprune.planning import calibration_batches, reachable_limits, with_times
 from metaprune.recovery import Context, Recovery, resolve, torch_device
 from metaprune.run import Run, check, read
@@ -94,6 +94,8 @@ def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
             watch.end()
             if subject.random and order.prepare is None:
                 screen.warn("no --weights: the network has random ones, so that only its costs mean something.")
+            if doubt := _doubt(order.options):
+                screen.warn(doubt)
             if order.options.track:
                 watch.step("Opening the tracking store")
             params = order.options.model_dump(mode="json", exclude={"tracking_uri"})
@@ -116,6 +118,17 @@ def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
     except KeyboardInterrupt:
         raise Interrupted(f"{order.again}{' --resume' if kept else ''}", kept=kept) from None
     return answer
+
+
+def _doubt(options: PruneOptions) -> str | None:
+    """Why what was asked for may give poor sizes, though it can be done."""
+    criterion = options.criterion or default_criterion(options.metanet is not None, options.data is not None)
+    if not ALLOCATORS[options.allocator].adds or CRITERIA[criterion].additive:
+        return None
+    return (
+        f"allocator {options.allocator!r} adds up losses, which the scores of {criterion!r} are not: its sizes may be "
+        "poor. Take `--criterion obs`, or `--allocator global`."
+    )
 
 
 def keep(told: Mapping[str, Any], folder: Path) -> None:

@@ -145,6 +145,14 @@ def test_without_data_the_network_is_cut_by_its_weights(tmp_path: Path) -> None:
     assert shown.code == 0
     assert "accuracy" not in shown.out
     assert "metaprune export --run again" in shown.out
+    assert "adds up losses" not in shown.said
+
+
+def test_scores_that_are_no_losses_and_an_allocator_that_adds_them_up_are_told(tmp_path: Path) -> None:
+    done = command("prune", "--model", "zoo:mlp", *HALF, *QUICK, "--allocator", "rd", "--out", "out")
+    assert done.code == 0
+    said = " ".join(done.said.split())
+    assert "allocator 'rd' adds up losses, which the scores of 'l2' are not: its sizes may be poor" in said
 
 
 def test_the_folder_gets_a_name_of_model_and_time(tmp_path: Path) -> None:
