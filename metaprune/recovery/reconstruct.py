@@ -24,7 +24,7 @@ from metaprune.graph import trace
 from metaprune.graph.axes import Alive
 from metaprune.graph.layout import Layout
 from metaprune.graph.linear_calls import LinearCall, Reader, find_readers, linear_calls
-from metaprune.graph.record import Op, Ref, Value
+from metaprune.graph.record import Op, Ref, Trace, Value
 from metaprune.graph.stepping import Pending, Steps, side_by_side
 from metaprune.graph.twin import named_tensors
 from metaprune.plans import Plan
@@ -110,7 +110,7 @@ class Reconstruct(Recovery):
                 side_by_side(forwards(dense), network.layout.trace) as whole,
                 side_by_side(forwards(model), layout.trace) as left,
             ):
-                calls = {op.outputs[0]: op for op in network.layout.trace.ops if op.outputs}
+                calls = _counterparts(network.layout.trace, layout.trace)
                 pairs = [_Pair(*pair, fits, calls) for pair in zip(whole, left, strict=True)]
                 for fit in fits:
                     generator = torch.Generator().manual_seed(context.seed + fit.number)
@@ -208,13 +208,13 @@ class _Pair:
         dense: The one.
         slim: The other.
         fits: All that is to be fitted.
-        calls: Of the dense network, by the first value that they give.
+        calls: Of the dense network, by the index of the same call in the cut one.
     """
 
     def __init__(
         self, dense: Steps, slim: Steps, fits: "Sequence[Fit | RecurrentFit]", calls: Mapping[int, Op]
     ) -> None:
-        self.dense, self.slim, self.calls_by_value = dense, slim, calls
+        self.dense, self.slim, self.counterparts = dense, slim, calls
         self._calls: dict[int, Pending] = {}
         late = [fit for fit in fits if isinstance(fit, Fit) and fit.operand]
         self._late = {fit.call.op.index for fit in late} | {fit.call.norm.op.index for fit in late if fit.call.norm}
@@ -234,7 +234,7 @@ class _Pair:
         chosen = torch.randperm(count, generator=generator)[: max(1, rows)].to(self.wanted.device)
         self.chosen = chosen if len(chosen) < count else None
 
-    def rows(self, fit: Fit) -> "Rows":
+    def rows(self, fit: Fit) -> Rows:
         """Samples and places of what a layer reads and of what becomes of it."""
         arguments = self._calls[fit.call.op.index].arguments
         groups = int(arguments.get("groups", 1))
@@ -258,7 +258,7 @@ class _Pair:
 
     def _run_until(self, stop: Op) -> None:
         self.slim.run_until(stop, self._watch)
-        self.dense.run_until(self.calls_by_value[stop.outputs[0]])
+        self.dense.run_until(self.counterparts[stop.index])
 
     def _result(self, fit: Fit, steps: Steps) -> Tensor:
         """What a fit is about, as a network has it: the sum, what the ReLU reads, or what the layer gives."""
@@ -315,6 +315,12 @@ def find_fits(layout: Layout, alive: Alive, own: Mapping[str, Tensor], masked: C
         scale = call.norm.scale(own) if call.norm else None
         fits.append(Fit(call, stop, operand, rectified, weight, fixed, intercept, scale, cut))
     return sorted(fits, key=lambda fit: fit.stop.index)
+
+
+def _counterparts(whole: Trace, left: Trace) -> dict[int, Op]:
+    """By the index of each call that is left: the same call among all. Neither order nor values change."""
+    rest = iter(whole.ops)
+    return {op.index: next(one for one in rest if (one.name, one.outputs) == (op.name, op.outputs)) for op in left.ops}
 
 
 def _only(readers: Sequence[Reader]) -> Reader | None:
