@@ -89,21 +89,27 @@ def over_processes(
     others = set(multiprocessing.active_children())
     spawn = multiprocessing.get_context("spawn")
     stop = spawn.Event()
+
+    def end() -> None:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+
     with ProcessPoolExecutor(workers, spawn, begin_worker, (stop,)) as pool:
-        with interrupts_ignored():
-            running = {pool.submit(work, *arguments): task for task, arguments in tasks.items()}
         try:
+            with interrupts_ignored():
+                running = {pool.submit(work, *arguments): task for task, arguments in tasks.items()}
             for future in as_completed(running):
                 yield running[future], future.result()
         except BrokenProcessPool as error:
+            end()  # the pool forgets a worker that was about to begin when another one died, and would wait for it
             raise ResourceError(
                 "a process that works was killed, most likely for memory. Use fewer workers; what is ready stays."
             ) from error
         except BaseException:
             stop.set()  # those who are patient write their checkpoints
             pool.shutdown(wait=False, cancel_futures=True)
-            for worker in () if patient else set(multiprocessing.active_children()) - others:
-                worker.terminate()
+            if not patient:
+                end()
             raise
 
 
