@@ -85,6 +85,8 @@ class Shape:
             raise ConfigError(f"`0 < edit <= 1` must hold, but edit={self.edit}.")
         if not 0 <= self.trust <= 1:
             raise ConfigError(f"`0 <= trust <= 1` must hold, but trust={self.trust}.")
+        if self.pairs < 0:
+            raise ConfigError(f"`pairs >= 0` must hold, but pairs={self.pairs}.")
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

@@ -184,7 +184,11 @@ def test_a_budget_and_the_criteria_read_matter():
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"hidden": 30}, "`hidden` a multiple of `heads`, but they are 30"), ({"edit": 0.0}, "`0 < edit <= 1` must hold")],
+    [
+        ({"hidden": 30}, "`hidden` a multiple of `heads`, but they are 30"),
+        ({"edit": 0.0}, "`0 < edit <= 1` must hold"),
+        ({"pairs": -1}, "`pairs >= 0` must hold"),
+    ],
 )
 def test_a_shape_that_does_not_fit_is_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
