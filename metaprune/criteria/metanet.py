@@ -13,7 +13,7 @@ from metaprune.errors import ConfigError
 from metaprune.graph import Network
 from metaprune.metanet import Blocks, Metanet, PaperMetanet, load_checkpoint, read_blocks, with_less_memory
 
-ROUNDS = 8  # of looking at what leaves, and at what that makes units worth
+ROUNDS = 4  # of looking at what leaves, and at what that makes units worth
 
 
 @CRITERIA.register("metanet")

@@ -23,10 +23,9 @@ from metaprune.graph.axes import Alive
 from metaprune.graph.layout import Layout
 from metaprune.graph.linear_calls import own_parameters
 from metaprune.graph.record import Op, Ref
+from metaprune.graph.rules.recurrent import GATES
 from metaprune.graph.stepping import Pending
 from metaprune.recovery._least_squares import Rows, Sums
-
-_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +212,7 @@ def recurrent_fits(
     """
     trace, names = layout.trace, own_parameters(layout.trace)
     for op in trace.ops:
-        if op.name not in _GATES or "data" in op.arguments:
+        if op.name not in GATES or "data" in op.arguments:
             continue
         refs = op.arguments["params"]
         numbers = [ref.number for ref in refs if isinstance(ref, Ref)]
@@ -223,7 +222,7 @@ def recurrent_fits(
         if len(numbers) < len(refs) or not all(number in names for number in numbers) or each not in (2, 4):
             continue
 
-        def cell(start: int, numbers: Sequence[int] = numbers, each: int = each, gates: int = _GATES[op.name]) -> Cell:
+        def cell(start: int, numbers: Sequence[int] = numbers, each: int = each, gates: int = GATES[op.name]) -> Cell:
             titles = [names[number] for number in numbers[start : start + each]]
             tensors = [own[title] for title in titles]
             states = trace.values[numbers[start + 1]].dims[1]

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,9 +28,9 @@ from metaprune.metatrain import (
     measure_distortions,
     meta_train,
 )
-from metaprune.metatrain.distortion import batch_statistics, plan_of
+from metaprune.metatrain.distortion import Cut, _by_axis, _search, batch_statistics, plan_of
 from metaprune.metatrain.evaluate import plan_at
-from metaprune.metatrain.objectives import masked, soft_mask
+from metaprune.metatrain.objectives import _comparisons, masked, soft_mask
 from metaprune.metatrain.survey import calibration_images
 from metaprune.task import Classification
 
@@ -110,6 +111,41 @@ def test_a_search_starts_from_the_scores_and_climbs(one: Subject) -> None:
     start = ranked(one, reads["l2"], asked.least**0.5 * asked.most**0.5)
     assert float(found_C[0]) == pytest.approx(start, rel=1e-4)
     assert float(found_C.min()) < 0.8 * start
+
+
+@pytest.mark.parametrize("helps", [False, True])
+def test_moves_of_a_search_start_from_the_best(one: Subject, monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
+    """From the scores as they are where nothing helps, from the last move where everything does."""
+    tried: list[dict[str, float]] = []
+
+    def allocated(network: object, base: object, logs: dict[str, float], *rest: object) -> Iterator[Cut]:
+        tried.append(dict(logs))
+        yield {"an axis": (len(tried),)}
+
+    class Told:
+        def add(self, cut: Cut, *, search: int) -> float:
+            return float(-len(tried) if helps else len(tried))
+
+    monkeypatch.setattr("metaprune.metatrain.distortion._allocated", allocated)
+    base = _by_axis(one.network, one.distortions.reads["l2"])
+    _search(one.network, base, Survey(searches=1, moves=20), np.random.default_rng(0), 0, Told())
+    assert len(tried) == 21
+    assert set(tried[0].values()) == {0.0}
+    for last, now in pairwise(tried):
+        since = last if helps else tried[0]
+        assert sum(now[name] != since[name] for name in now) == 3
+
+
+def test_what_a_search_tried_is_compared_with_the_best_that_it_found() -> None:
+    wanted = torch.tensor([5.0, 4, 3, 2, 1, 0, 9, 8])
+    search = torch.tensor([-1, 0, 0, 0, -1, -1, 1, -1])
+    near = torch.tensor([True, True, True, True, True, False, True, True])
+    first, second = _comparisons(wanted, near, search, np.random.default_rng(0))
+    pairs = list(zip(first.tolist(), second.tolist(), strict=True))
+    assert [pair for pair in pairs if pair[0] in (1, 2, 3)] == [(3, 1), (3, 2)]
+    drawn = [pair for pair in pairs if pair[0] not in (1, 2, 3)]
+    assert len(drawn) == 1
+    assert set(drawn[0]) < {0, 4, 7}
 
 
 def ranked(one: Subject, score_U: torch.Tensor, share: float) -> float:

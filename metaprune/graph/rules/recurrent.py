@@ -5,10 +5,10 @@ from metaprune.graph.dispatch import Call
 from metaprune.graph.record import Dims, tensors_in
 from metaprune.graph.rules._base import fixed, not_zero, rule, with_zero
 
-_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}  # of one hidden unit
 
 
-@rule(*_GATES)
+@rule(*GATES)
 def recurrent(call: Call) -> list[Dims]:
     """x (T, B, I), batch first (B, T, I), or packed (all steps, I) -> (..., D H) and the last states (layers D, B, H).
 
@@ -16,7 +16,7 @@ def recurrent(call: Call) -> list[Dims]:
     """
     packed = "data" in call.arguments
     *places, below = call.dims(call["data" if packed else "input"])
-    gates = _GATES[call.op.name]
+    gates = GATES[call.op.name]
     states = list(call["hx"]) if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
     params = list(call["params"])
     directions = 2 if call["bidirectional"] else 1
