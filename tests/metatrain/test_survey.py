@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +75,23 @@ def test_a_worker_that_is_killed_is_said(folder: Path) -> None:
     with pytest.raises(ResourceError, match="was killed, most likely for memory"):
         survey_population(folder, members, load("digits"), survey, ["l2"], workers=2)
     killer.join()
+
+
+def test_a_worker_that_is_killed_while_others_begin_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, given = ProcessPoolExecutor.submit, []
+
+    def broken(pool: ProcessPoolExecutor, *work: object) -> object:
+        given.append(work)
+        if len(given) == 2:
+            raise BrokenProcessPool
+        return submit(pool, *work)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", broken)
+    members = Population.load(folder).members
+    with pytest.raises(ResourceError, match="was killed, most likely for memory"):
+        survey_population(folder, members, load("digits"), Survey(alone=100_000), ["l2"], workers=2)
+    assert len(given) == 2
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="children are found in /proc")

@@ -14,8 +14,10 @@ from metaprune import zoo
 from metaprune.edits import DropBlock, Keep
 from metaprune.errors import ConfigError, InputError, UnsupportedModelError
 from metaprune.graph import Network, trace
+from metaprune.graph.stepping import Pending
 from metaprune.plans import Plan
 from metaprune.recovery import Context, Reconstruct
+from metaprune.recovery._recurrent import Cell, _Gates
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -202,6 +204,25 @@ def test_states_that_are_there_twice_cost_nothing(name: str) -> None:
     changed = {key for key, tensor in weights if not torch.equal(tensor, slim.rnn.get_parameter(key))}
     assert all(key.startswith("bias") for key in changed)
     assert bool(changed) == bool(model.rnn.bias)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("direction", [0, 1])
+def test_gates_are_made_from_the_states_before_each_step(batch_first: bool, direction: int) -> None:
+    """What inputs and states add up to is, behind the activation, what the layer gives."""
+    torch.manual_seed(0)
+    rnn = nn.RNN(3, 4, bidirectional=True, batch_first=batch_first)
+    x, first = torch.randn(5, 6, 3), torch.randn(2, 5 if batch_first else 6, 4)
+    arguments = {"input": x, "hx": first, "params": rnn._flat_weights, "has_biases": True, "num_layers": 1}
+    arguments |= {"dropout": 0.0, "train": False, "bidirectional": True, "batch_first": batch_first}
+    call = Pending(None, torch.ops.aten.rnn_tanh.input, arguments)
+    every = torch.arange(4)
+    with torch.no_grad():
+        out = rnn(x, first)[0]
+        cell = Cell((rnn.weight_ih_l0, rnn.weight_hh_l0), None, False, every, every)
+        gates = _Gates.of(call, 0, direction, cell, (x, x), out, 1000, torch.Generator())
+    given = out[..., 4 * direction : 4 * direction + 4].reshape(-1, 4)
+    torch.testing.assert_close((gates.wanted[0] + gates.wanted[1]).tanh(), given)
 
 
 def test_what_a_recurrent_layer_must_keep_stays() -> None:
