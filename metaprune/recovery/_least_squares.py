@@ -69,6 +69,7 @@ class Sums:
         self.given = sum(float(part.wanted_GBO.square().sum()) for part in rows)
         self.x_GD = self._mean(part.x_GBD.sum(1) for part in rows) * centred
         self._factor_GDD: Tensor | None = None
+        self._change: tuple[Tensor, Tensor] | None = None  # which the rows have not followed yet
 
     def _mean(self, sums: Iterable[Tensor]) -> Tensor:
         total = torch.stack([part.double() for part in sums]).sum(0) / self.count
@@ -81,20 +82,23 @@ class Sums:
 
     def look(self, relaxed: bool) -> bool:
         """See what the layer lacks now; whether it is more than rounding."""
+        if self._change is not None:
+            for part in self.rows:
+                part.change(*self._change)
+            self._change = None
         lacks = [part.lacks(relaxed) for part in self.rows]
         self.r_GO = self._mean(r_GBO.sum(1) for r_GBO in lacks)
         self.xr_GDO = self._mean(part.x_GBD.mT @ r_GBO for part, r_GBO in zip(self.rows, lacks))
         return sum(float(r_GBO.square().sum()) for r_GBO in lacks) > _UNCHANGED * self.given
 
     def solved(self, ridge: float, only_bias: bool) -> tuple[Tensor, Tensor]:
-        """Changes of the weight (G, D, O) and of the intercept (G, O), which the rows follow."""
+        """Changes of the weight (G, D, O) and of the intercept (G, O), which the rows follow at the next look."""
         change_GDO, shift_GO = torch.zeros_like(self.xr_GDO), self.r_GO * self.centred
         if not only_bias:
             xr_GDO = self.xr_GDO - self.x_GD[:, :, None] * shift_GO[:, None]
             change_GDO = torch.cholesky_solve(xr_GDO, self._factor(ridge))
             shift_GO = shift_GO - (self.x_GD[:, None] @ change_GDO)[:, 0]
-        for part in self.rows:
-            part.change(change_GDO, shift_GO)
+        self._change = change_GDO, shift_GO
         return change_GDO, shift_GO - (self.origin_GD.double()[:, None] @ change_GDO)[:, 0]
 
     def _factor(self, ridge: float) -> Tensor:
