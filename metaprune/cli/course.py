@@ -6,11 +6,10 @@ on disk before the steps that may still fail.
 
 import json
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,28 +19,26 @@ from torch import nn
 from metaprune.allocate import ALLOCATORS
 from metaprune.budget import parse_budget
 from metaprune.cli.delivery import Delivery, deliver
-from metaprune.cli.failure import Interrupted
+from metaprune.cli.errand import Errand, run_errand
 from metaprune.cli.screen import Screen, Watch, finite
 from metaprune.cli.summary import OUTCOME, draw, gates_failed, outcome
 from metaprune.config import PruneOptions
 from metaprune.criteria import CRITERIA, MetanetScore
 from metaprune.errors import ConfigError, GateError
 from metaprune.export.devices import Settings, load_device, settings_for
-from metaprune.files import read_json, write_atomically
+from metaprune.files import write_atomically
 from metaprune.graph import trace
 from metaprune.metanet import load_checkpoint
 from metaprune.pipeline import Result, default_criterion, prune
 from metaprune.planning import calibration_batches, reachable_limits, with_times
 from metaprune.recovery import Context, Recovery, resolve, torch_device
-from metaprune.run import Run, check, read
+from metaprune.run import Run
 from metaprune.subject import CLASSIFICATION, Subject, read_subject
 from metaprune.task import resolve_task
-from metaprune.tracking import Tracker, tracker, without_password
+from metaprune.tracking import Tracker, without_password
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +54,6 @@ class Order:
         resume: Go on with it.
         ideas: Command lines to try next, beside the usual ones.
         prepare: Makes the dense network after all checks, e.g. by training it; None takes it as it was read.
-        notes: What a device made of the options, one sentence each.
     """
 
     command: str
@@ -68,7 +64,6 @@ class Order:
     resume: bool = False
     ideas: tuple[str, ...] = ()
     prepare: Callable[[Subject, Run, Watch], nn.Module] | None = None
-    notes: tuple[str, ...] = ()
 
 
 def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
@@ -81,43 +76,30 @@ def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
         MetapruneError: Something does not fit (nothing was written), or failed on the way (what was done is kept).
         Interrupted: The user pressed Ctrl-C.
     """
-    check(order.folder, order.command, order.options.deciding, force=order.force, resume=order.resume)
-    if order.resume and read(order.folder)["status"] == "finished":
-        screen.say(f"{order.folder} holds a finished run; here is its result again.")
-        return dict(read_json(order.folder / OUTCOME, "the result of a run"))
-    kept = False
-    try:
-        with screen.watch() as watch, ExitStack() as stack:
-            tracked = tracker(order.options.tracking_uri, order.options.track)
-            watch.step("Reading network, weights and data")
-            subject, recoveries, settings = _read_and_check(order.options)
-            watch.end()
-            if subject.random and order.prepare is None:
-                screen.warn("no --weights: the network has random ones, so that only its costs mean something.")
-            if doubt := _doubt(order.options):
-                screen.warn(doubt)
-            if order.options.track:
-                watch.step("Opening the tracking store")
-            params = order.options.model_dump(mode="json", exclude={"tracking_uri"})
-            tags = {"metaprune.folder": order.folder.name, "metaprune.resumed": str(order.resume).lower()}
-            stack.enter_context(tracked.start(order.command, params, tags))
-            run = stack.enter_context(
-                Run.open(
-                    order.folder, order.command, order.options.deciding, force=order.force, resume=order.resume
-                )
-            )  # fmt: skip
-            kept = True
-            watch.end()
-            if settings is not None:
-                decided = {"budget": settings.budget, "round_to": settings.round_to}
-                order = replace(order, options=order.options.model_copy(update=decided), notes=settings.notes)
-            answer = _work(order, run, subject, recoveries, tracked, watch)
-            shutil.rmtree(run.folder / CHECKPOINTS, ignore_errors=True)  # a finished run has no use for them
-        if tracked.problem:
-            screen.warn(tracked.problem)
-    except KeyboardInterrupt:
-        raise Interrupted(f"{order.again}{' --resume' if kept else ''}", kept=kept) from None
-    return answer
+    options = order.options
+    errand = Errand(
+        command=order.command,
+        folder=order.folder,
+        deciding=options.deciding,
+        params=options.model_dump(mode="json", exclude={"tracking_uri"}),
+        again=order.again,
+        force=order.force,
+        resume=order.resume,
+        track=options.track,
+        tracking_uri=options.tracking_uri,
+    )
+
+    def look(watch: Watch) -> tuple[Subject, list[Recovery], Settings | None]:
+        watch.step("Reading network, weights and data")
+        subject, recoveries, settings = _read_and_check(options)
+        watch.end()
+        if subject.random and order.prepare is None:
+            screen.warn("no --weights: the network has random ones, so that only its costs mean something.")
+        if doubt := _doubt(options):
+            screen.warn(doubt)
+        return subject, recoveries, settings
+
+    return run_errand(errand, screen, look, partial(_work, order))
 
 
 def _doubt(options: PruneOptions) -> str | None:
@@ -251,10 +233,17 @@ def _check_metanet(options: PruneOptions) -> None:
 
 
 def _work(
-    order: Order, run: Run, subject: Subject, recoveries: list[Recovery], tracked: Tracker, watch: Watch
+    order: Order,
+    checked: tuple[Subject, list[Recovery], Settings | None],
+    run: Run,
+    tracked: Tracker,
+    watch: Watch,
 ) -> dict[str, Any]:
     began = time.perf_counter()
+    subject, recoveries, settings = checked
     options = order.options
+    if settings is not None:
+        options = options.model_copy(update={"budget": settings.budget, "round_to": settings.round_to})
     dense = subject.module if order.prepare is None else order.prepare(subject, run, watch)
     result = prune(
         dense,
@@ -285,7 +274,7 @@ def _work(
     result.save(run.folder)
     delivery = deliver(result, dense, subject, options, order.folder, watch)
     delivery.time_modules(watch)
-    delivery.notes[:0] = order.notes
+    delivery.notes[:0] = settings.notes if settings is not None else ()
     told = outcome(order.command, options, subject, recoveries, result, delivery, tracked)
     told["seconds"] = {**result.seconds, **delivery.seconds, "total": round(time.perf_counter() - began, 3)}
     told["reproduce"] = order.again

@@ -6,26 +6,25 @@ in checkpoints. Plain criteria are measured on the same networks and images, in 
 
 import json
 import shlex
-import shutil
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from metaprune.cli.answer import answer
-from metaprune.cli.failure import Interrupted
+from metaprune.cli.errand import CHECKPOINTS, Errand, run_errand
 from metaprune.cli.screen import Screen, Watch, finite
 from metaprune.cli.summary import OUTCOME
 from metaprune.config import load_recipe, options_of
 from metaprune.criteria import CRITERIA, Calibration
 from metaprune.data import Dataset, load
 from metaprune.errors import ConfigError
-from metaprune.files import read_json, write_atomically
+from metaprune.files import write_atomically
 from metaprune.measure import accuracy
 from metaprune.metanet import SHAPES, PaperShape, Shape, new_metanet, save_checkpoint
 from metaprune.metatrain import (
@@ -46,16 +45,15 @@ from metaprune.metatrain.recipe import KEYS, SECTIONS
 from metaprune.metatrain.survey import CALIBRATION, calibration_images
 from metaprune.pipeline import timed
 from metaprune.report import numbers
-from metaprune.run import Run, check, read, seed_everything, versions
+from metaprune.run import Run, seed_everything, versions
 from metaprune.task import Classification
-from metaprune.tracking import Tracker, tracker, without_password
+from metaprune.tracking import Tracker, without_password
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 COMMAND = "metatrain"
 METANET = "metanet.safetensors"
-CHECKPOINTS = "checkpoints"
 OURS = "metanet"
 CONTROLS = ("taylor", "l2")
 TRACK_EVERY = 10  # steps
@@ -173,36 +171,23 @@ def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
         Interrupted: The user pressed Ctrl-C.
     """
     deciding = order.asked.deciding | {"accelerator": order.accelerator}
-    check(order.folder, COMMAND, deciding, force=order.force, resume=order.resume)
-    if order.resume and read(order.folder)["status"] == "finished":
-        screen.say(f"{order.folder} holds a finished run; here is its result again.")
-        return dict(read_json(order.folder / OUTCOME, "the result of a run"))
-    kept = False
-    try:
-        with screen.watch() as watch, ExitStack() as stack:
-            tracked = tracker(order.tracking_uri, order.track)
-            watch.step("Reading data and networks")
-            data = _read_and_check(order)
-            if order.track:
-                watch.step("Opening the tracking store")
-            tags = {"metaprune.folder": order.folder.name, "metaprune.resumed": str(order.resume).lower()}
-            stack.enter_context(tracked.start(COMMAND, deciding, tags))
-            run = stack.enter_context(
-                Run.open(order.folder, COMMAND, deciding, force=order.force, resume=order.resume)
-            )  # fmt: skip
-            kept = True
-            watch.end()
-            told = _work(order, run, data, tracked, screen, watch)
-            shutil.rmtree(run.folder / CHECKPOINTS, ignore_errors=True)  # a finished run has no use for them
-        if tracked.problem:
-            screen.warn(tracked.problem)
-    except KeyboardInterrupt:
-        raise Interrupted(f"{order.again}{' --resume' if kept else ''}", kept=kept) from None
-    return told
+    errand = Errand(
+        command=COMMAND,
+        folder=order.folder,
+        deciding=deciding,
+        params=deciding,
+        again=order.again,
+        force=order.force,
+        resume=order.resume,
+        track=order.track,
+        tracking_uri=order.tracking_uri,
+    )
+    return run_errand(errand, screen, partial(_read_and_check, order), partial(_work, order, screen))
 
 
-def _read_and_check(order: Order) -> Dataset:
+def _read_and_check(order: Order, watch: Watch) -> Dataset:
     """Everything that can be wrong, found before anything is written where it stays."""
+    watch.step("Reading data and networks")
     for name in order.asked.shape.reads:
         if CRITERIA[name].together:
             raise ConfigError(f"a metanetwork must read plain criteria, but `shape.reads` has {name!r}. Leave it out.")
@@ -212,7 +197,7 @@ def _read_and_check(order: Order) -> Dataset:
     return data
 
 
-def _work(order: Order, run: Run, data: Dataset, tracked: Tracker, screen: Screen, watch: Watch) -> dict[str, Any]:
+def _work(order: Order, screen: Screen, data: Dataset, run: Run, tracked: Tracker, watch: Watch) -> dict[str, Any]:
     asked, seconds = order.asked, dict[str, float]()
     began = time.perf_counter()
     with timed(seconds, "population", watch.step, "Training the population"):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import metaprune as mp
 from metaprune import tracking, zoo
-from metaprune.cli import course, delivery
+from metaprune.cli import course, delivery, errand
 from metaprune.errors import UnsupportedModelError
 from metaprune.export import Check, Validation
 from metaprune.pipeline import Result
@@ -273,7 +273,7 @@ def test_a_store_that_dies_on_the_way_is_said(tmp_path: Path, monkeypatch: pytes
     class Dying(tracking.Tracker):
         problem = "not everything was tracked: the server is gone"
 
-    monkeypatch.setattr(course, "tracker", lambda uri, enabled: Dying())
+    monkeypatch.setattr(errand, "tracker", lambda uri, enabled: Dying())
     done = command("prune", "--model", "zoo:mlp", *HALF, "--no-export", "--out", "out")
     assert done.code == 0
     assert "the server is gone" in done.said
