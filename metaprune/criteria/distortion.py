@@ -1,7 +1,8 @@
 """What the network's output loses without a unit: measured, unit by unit."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from metaprune.criteria._gradients import groups_of
 from metaprune.edits import Keep
 from metaprune.errors import ConfigError
 from metaprune.graph import Axis, Network
-from metaprune.graph.record import tensors_in
+from metaprune.graph.prefix import Prefix
+from metaprune.graph.record import Op, tensors_in
 from metaprune.graph.verify import masked_copy
 from metaprune.modes import evaluating
 from metaprune.plans import Plan
@@ -24,8 +26,8 @@ from metaprune.plans import Plan
 class Distortion(Criterion):
     """Mean squared change of the network's output without a unit, over the mean square of the output.
 
-    The slow truth for one unit at a time: the whole network runs once a unit. Where statistics run over the axis
-    (LayerNorm, softmax), the network is cut for it, so that nothing is approximated.
+    The slow truth for one unit at a time: the network runs once a unit, from the first layer on that has it. Where
+    statistics run over the axis (LayerNorm, softmax), the network is cut for it, so that nothing is approximated.
 
     Source: the distortion of Xu et al., Efficient Joint Optimization of Layer-Adaptive Weight Pruning, ICCV 2023,
     arXiv:2308.10438, equation 2, with a unit in place of a share of the weights.
@@ -42,21 +44,35 @@ class Distortion(Criterion):
         if self.samples < 1:
             raise ConfigError(f"`samples >= 1` must hold, but samples={self.samples}. 64 is a good start.")
 
+    @torch.no_grad()
     def _score(self, network: Network, calibration: Calibration) -> Scores:
         assert calibration.batches is not None
         batches = list(groups_of(calibration.batches(), 1 << 30, self.samples))
-        dense = _outputs(network, calibration, batches, network.model)
+        forwards = [partial(outputs_of, network, calibration, batch) for batch in batches]
+        whole, prefix = (Prefix(forwards, network.layout.trace) for _ in range(2))
+        dense = _outputs(whole, network.model)
         scale = sum(float(out.square().sum()) for out in dense)
+        first = {axis.name: _first(network, axis) for axis in network.axes if axis.prunable}
         scores = {}
-        for axis in network.axes:
-            if axis.prunable:
-                worth = []
-                for rank in range(axis.size):
-                    seen = _outputs(network, calibration, batches, _without(network, axis, rank))
-                    change = sum(float((a - b).square().sum()) for a, b in zip(dense, seen, strict=True))
-                    worth.append(change / max(scale, 1e-300))
-                scores[axis.name] = torch.tensor(worth, dtype=torch.float64)
-        return scores
+        for name, op in sorted(first.items(), key=lambda item: item[1].index):
+            axis = network.axis(name)
+            if axis.exact:
+                with evaluating(network.model):
+                    prefix.go_to(op, network.model)
+            worth = []
+            for rank in range(axis.size):
+                seen = _outputs(prefix if axis.exact else whole, _without(network, axis, rank))
+                change = sum(float((a - b).square().sum()) for a, b in zip(dense, seen, strict=True))
+                worth.append(change / max(scale, 1e-300))
+            scores[name] = torch.tensor(worth, dtype=torch.float64)
+        return {name: scores[name] for name in first}
+
+
+def _first(network: Network, axis: Axis) -> Op:
+    """The first call that reads a parameter or buffer in which the axis has units."""
+    trace = network.layout.trace
+    numbers = {trace.parameters[network.aliases.get(name, name)].index for name, _ in axis.bindings}
+    return next(op for op in trace.ops if not numbers.isdisjoint(op.inputs))
 
 
 def _without(network: Network, axis: Axis, rank: int) -> nn.Module:
@@ -68,8 +84,8 @@ def _without(network: Network, axis: Axis, rank: int) -> nn.Module:
     return masked_copy(network.model, network.layout, alive, {})
 
 
-def _outputs(network: Network, calibration: Calibration, batches: list[Any], model: nn.Module) -> list[Tensor]:
+def _outputs(prefix: Prefix, model: nn.Module) -> list[Tensor]:
     """All tensors of numbers that the network returns, float64."""
-    with evaluating(model), torch.no_grad():
-        found = [tensors_in(outputs_of(network, calibration, batch, model)) for batch in batches]
-    return [tensor.double() for tensors in found for tensor in tensors if tensor.is_floating_point()]
+    with evaluating(model):
+        found = tensors_in(prefix.results(model))
+    return [tensor.double() for tensor in found if tensor.is_floating_point()]

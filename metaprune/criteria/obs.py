@@ -12,7 +12,7 @@ K units kept, b inputs of one unit.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -29,7 +29,8 @@ from metaprune.graph import Dim, Network
 from metaprune.graph.axes import Labels
 from metaprune.graph.layout import Layout
 from metaprune.graph.linear_calls import LinearCall, damped_factor, linear_calls
-from metaprune.graph.record import tensors_in
+from metaprune.graph.prefix import Prefix
+from metaprune.graph.record import Op, tensors_in
 from metaprune.graph.stepping import Pending, side_by_side
 from metaprune.graph.twin import named_tensors
 from metaprune.measure.distortion import output_error
@@ -94,23 +95,28 @@ class Obs(Criterion):
         model = copy.deepcopy(network.model).eval()
         run = _Runs(model, network, calibration)
         moments = run.moments(calls, self.samples, self.rows)
-        wanted = run.outputs(self.measured)
+        whole, prefix = run.prefix(self.measured), run.prefix(self.measured)
+        wanted = run.outputs(whole)
         scores: Scores = {}
         curves: Curves = {}
         cuts: dict[str, _Cut] = {}
-        for name, several in consumers.items():
+        for name, several in sorted(consumers.items(), key=lambda item: _first(item[1]).index):
             size = network.axis(name).size
             left = max(1, round(size * (1 - self.share)))
             healed = [Healed(one, model, moments[one.call.op.index], self.ridge) for one in several]
             curve_K, order = eliminate([b for one in healed for b in one.blocks], size, -(-size // self.steps), left)
             if self.measured:
-                cuts[name] = _Cut(healed, run.error(wanted, healed))
+                prefix.go_to(_first(several), model)
+                cuts[name] = _Cut(healed, run.error(prefix, wanted, healed))
                 curve_K = curve_K * (cuts[name].error / max(float(curve_K[left]), 1e-300))
             curves[name], scores[name] = curve_K, _scores(curve_K, order)
-        return Verdict(scores, curves, self._additivity(run, wanted, list(cuts.values()), calibration.generator()))
+        scores, curves = ({name: known[name] for name in consumers} for known in (scores, curves))
+        alone = [cuts[name] for name in consumers if name in cuts]
+        together = partial(run.error, whole, wanted)
+        return Verdict(scores, curves, self._additivity(together, alone, calibration.generator()))
 
     def _additivity(
-        self, run: "_Runs", wanted: Sequence[Tensor], cuts: Sequence["_Cut"], generator: torch.Generator
+        self, error: Callable[[Sequence["Healed"]], float], cuts: Sequence["_Cut"], generator: torch.Generator
     ) -> float | None:
         """Squared correlation of what sets of axes do to the output with what they do one by one; None if not measured.
 
@@ -124,7 +130,7 @@ class Obs(Criterion):
                 taken = {one.call.op.index for cut in chosen for one in cut.healed}
                 if taken.isdisjoint(one.call.op.index for one in cuts[k].healed):
                     chosen.append(cuts[k])
-            together.append(run.error(wanted, [one for cut in chosen for one in cut.healed]))
+            together.append(error([one for cut in chosen for one in cut.healed]))
             alone.append(sum(cut.error for cut in chosen))
         if len(together) < 3 or not np.ptp(together) or not np.ptp(alone):
             return None
@@ -164,6 +170,11 @@ class Consumer:
 
     call: LinearCall
     unit_C: Labels
+
+
+def _first(consumers: Sequence[Consumer]) -> Op:
+    """The call of the first of them."""
+    return min((one.call.op for one in consumers), key=lambda op: op.index)
 
 
 def find_consumers(network: Network) -> dict[str, list[Consumer]]:
@@ -229,10 +240,6 @@ class _Runs:
         assert self.calibration.batches is not None
         return list(groups_of(self.calibration.batches(), 1 << 30, samples))
 
-    def forward(self, batch: Any) -> Any:
-        """What the network makes of a batch."""
-        return outputs_of(self.network, self.calibration, batch, self.model)
-
     def moments(self, calls: Mapping[int, LinearCall], samples: int, rows: int) -> dict[int, Moments]:
         """Of what each call reads, by its index."""
         batches = self.batches(samples)
@@ -249,22 +256,26 @@ class _Runs:
             moments[pending.op.index].add(x_GBD)
 
         for batch in batches:
-            with (
-                on_calibration_data(),
-                side_by_side([partial(self.forward, batch)], self.network.layout.trace) as (run,),
-            ):
+            forward = partial(outputs_of, self.network, self.calibration, batch, self.model)
+            with on_calibration_data(), side_by_side([forward], self.network.layout.trace) as (run,):
                 run.run_until(None, watch)
         return moments
 
-    def outputs(self, samples: int) -> list[Tensor]:
-        """What the network as it is gives, batch by batch."""
-        return [tensors_in(self.forward(batch))[0] for batch in self.batches(samples)] if samples else []
+    def prefix(self, samples: int) -> Prefix:
+        """Forwards over so many samples."""
+        batches = self.batches(samples) if samples else []
+        forwards = [partial(outputs_of, self.network, self.calibration, batch) for batch in batches]
+        return Prefix(forwards, self.network.layout.trace)
 
-    def error(self, wanted: Sequence[Tensor], healed: Sequence["Healed"]) -> float:
+    def outputs(self, prefix: Prefix) -> list[Tensor]:
+        """What the network as it is gives, batch by batch."""
+        return [tensors_in(out)[0] for out in prefix.results(self.model)]
+
+    def error(self, prefix: Prefix, wanted: Sequence[Tensor], healed: Sequence["Healed"]) -> float:
         """Relative squared error of the output when consumers have the weights for what is left of their axes."""
         for one in healed:
             one.put()
-        seen = self.outputs(sum(map(len, wanted)))
+        seen = self.outputs(prefix)
         for one in healed:
             one.put_back()
         return output_error(wanted, seen)
