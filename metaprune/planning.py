@@ -354,11 +354,23 @@ def calibration_batches(data: Data, samples: int, seed: int) -> Callable[[], Ite
         chosen = split.subset(min(samples, len(split)), seed)
         return lambda: chosen.batches(CALIBRATION_BATCH, shuffle=torch.Generator().manual_seed(seed), augment=True)
     if callable(data):
-        return data
-    batches = [batch if isinstance(batch, (list, tuple)) else (batch,) for batch in data]
-    if not batches or not all(isinstance(batch[0], Tensor) for batch in batches):
-        raise InputError("data must give batches whose first entry is a tensor, but it gives none.")
+        return lambda: map(_as_batch, data())
+    batches = [_as_batch(batch) for batch in data]
+    if not batches:
+        raise InputError("data must give batches, but there is none.")
     return lambda: iter(batches)
+
+
+def _as_batch(batch: Any) -> Any:
+    """A batch as a sequence that begins with a tensor; a tensor alone is made one."""
+    batch = batch if isinstance(batch, (list, tuple)) else (batch,)
+    if not batch or not isinstance(batch[0], Tensor):
+        seen = type(batch[0]).__name__ if batch else "nothing"
+        raise InputError(
+            f"data must give batches whose first entry is a tensor, but the first entry of one is {seen}. Give tuples "
+            "like (inputs, labels), or the inputs alone."
+        )
+    return batch
 
 
 def context_of(

@@ -41,8 +41,10 @@ def in_rounds(
     """
     dense, here, whole = network.cost(), network, Plan((), network.fingerprint)
     for number in range(1, rounds + 1):
+        now = here.cost()  # a round may have gone further than it was asked to
         part = {
-            name: dense[name] * min(1.0, limit / dense[name]) ** (number / rounds) for name, limit in limits.items()
+            name: min(now[name], dense[name] * min(1.0, limit / dense[name]) ** (number / rounds))
+            for name, limit in limits.items()
         }
         left = {axis.name: axis.size for axis in here.axes if axis.prunable}
         shares = {glob.escape(name): min(1.0, floors[name] / size) for name, size in left.items() if name in floors}

@@ -5,7 +5,7 @@ Criteria that need gradients, and every way of training, take a task; users pass
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +38,13 @@ class Task(ABC):
         """Loss of the network on a batch."""
         return self.loss(self.outputs(model, batch), batch)
 
+    def slope(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
+        """A scalar whose gradient at the dense network says what weights do to the loss: the loss itself.
+
+        A loss that is least at the dense network has no gradient there, and needs one of its own here.
+        """
+        return self.step(model, batch)
+
 
 @TASKS.register("classification")
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +66,12 @@ class Classification(Task):
         return logits_of(model(batch[0]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Outputs are logits (N, classes), the second entry of the batch int64 labels (N,)."""
-        return F.cross_entropy(outputs, batch[1], label_smoothing=self.label_smoothing)
+        """Outputs are logits (N, classes), the second entry of the batch int64 labels (N,).
+
+        Raises:
+            InputError: The batch holds no labels.
+        """
+        return F.cross_entropy(outputs, _target(batch, "labels"), label_smoothing=self.label_smoothing)
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -79,9 +90,40 @@ def logits_of(outputs: Any) -> Tensor:
     return scores
 
 
+def main_output(outputs: Any) -> Tensor:
+    """The tensor of numbers that a network returns, or the first of several; ``logits`` of a container.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    several = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+    several = several if isinstance(several, (list, tuple)) else [several]
+    for item in (logits, *several):
+        if isinstance(item, Tensor) and item.is_floating_point():
+            return item
+    raise ConfigError(
+        f"the network must return a tensor of numbers, but returned a {type(outputs).__name__}. Give a task of your "
+        "own."
+    )
+
+
+def _target(batch: Batch, what: str) -> Any:
+    """The second entry of a batch."""
+    if not isinstance(batch, (list, tuple)) or len(batch) < 2:
+        raise InputError(
+            f"this loss needs {what}, but the batches hold inputs alone. Give pairs of inputs and {what}, or take the "
+            "task feature_matching (--task, loss=), which needs none."
+        )
+    return batch[1]
+
+
 @dataclass(frozen=True)
 class FeatureMatching(Task):
     """Stay near the dense network; needs no labels.
+
+    At the dense network this loss is zero, and so is its gradient. Criteria that read gradients get those of random
+    projections of the output instead, whose expected squares are the curvature of the loss (Gauss-Newton).
 
     Args:
         dense: The network to match, in evaluation mode.
@@ -89,11 +131,23 @@ class FeatureMatching(Task):
 
     dense: nn.Module
 
+    def outputs(self, model: Callable[..., Any], batch: Batch) -> Tensor:
+        """The output, or the first of several."""
+        return main_output(model(batch[0]))
+
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Mean squared difference of the outputs over the mean square of the dense ones."""
         with torch.no_grad():
             wanted = self.outputs(self.dense, batch)
         return F.mse_loss(outputs, wanted) / wanted.square().mean().clamp_min(1e-12)
+
+    def slope(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
+        """A random projection of the outputs; n samples times the mean square of its gradient is the curvature."""
+        outputs = self.outputs(model, batch)
+        signs = torch.randint(2, outputs.shape, generator=generator).to(outputs) * 2 - 1
+        entries = outputs.numel() / len(outputs)
+        scale = (2 / (entries * outputs.detach().square().mean().clamp_min(1e-12))).sqrt() / len(outputs)
+        return scale * (signs * outputs).sum()
 
 
 @dataclass(frozen=True)
@@ -103,8 +157,12 @@ class CustomLoss(Task):
     function: Callable[[Any, Any], Tensor]
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """Call the function."""
-        return self.function(outputs, batch[1])
+        """Call the function.
+
+        Raises:
+            InputError: The batch holds no targets.
+        """
+        return self.function(outputs, _target(batch, "targets"))
 
 
 def resolve_task(task: "str | Task | Callable[..., Tensor] | None", dense: nn.Module) -> Task:
@@ -156,6 +214,27 @@ def on_calibration_data() -> Iterator[None]:
             f"the network must run on the calibration data, but raised {type(error).__name__}: {error}. Give data like "
             "the example input."
         ) from error
+
+
+def require_classes(task: Task | None, targets: Iterable[Any]) -> None:
+    """Samples that a classifier is judged by are of more than one class.
+
+    Args:
+        task: Any but :class:`Classification` may have what it likes.
+        targets: Second entries of batches.
+
+    Raises:
+        InputError: They are not.
+    """
+    labels = set[int]()
+    for target in targets if isinstance(task, Classification) else ():
+        if isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point():
+            labels.update(target.unique().tolist())
+    if len(labels) == 1:
+        raise InputError(
+            f"calibration data must hold more than one class, but all samples are of class {labels.pop()}. Give more "
+            "of them, drawn from all classes."
+        )
 
 
 def require_finite(tensors: Iterable[Tensor]) -> None:

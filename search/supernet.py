@@ -21,7 +21,7 @@ from torch import Tensor
 from metaprune.allocate import Problem, Sizes
 from metaprune.criteria._gradients import groups_of
 from metaprune.criteria.obs import Consumer, Healed, Moments, find_consumers
-from metaprune.errors import ConfigError, InputError
+from metaprune.errors import ConfigError
 from metaprune.graph.adapt import adapt
 from metaprune.graph.axes import Alive, Labels
 from metaprune.graph.linear_calls import LinearCall, damped_factor
@@ -329,12 +329,9 @@ def parts_of(problem: Problem, size: int, samples: int) -> list[Any]:
     """The calibration data in parts of `size` samples, so many samples in all.
 
     Raises:
-        InputError: There is none, or one holds NaN.
+        InputError: There is none, one holds NaN, or all samples are of one class.
     """
     assert problem.batches is not None
     with on_calibration_data():
         parts = list(groups_of(problem.batches(), size, samples))
-    if not parts:
-        raise InputError("calibration needs at least one batch, but the data are empty. Give more.")
-    require_finite(tensor for part in parts for tensor in part if isinstance(tensor, Tensor))
-    return parts
+    return problem.checked(parts)

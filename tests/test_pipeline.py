@@ -1,9 +1,11 @@
 """The whole way on real digits, its promises and its refusals."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,8 +115,36 @@ def test_a_loss_of_the_users_own(trained: nn.Module, example: torch.Tensor) -> N
     plan = mp.plan(network, "macs=0.6", "taylor", data=batches, loss=lambda y, t: nn.functional.cross_entropy(y, t))
     same = mp.plan(network, "macs=0.6", "taylor", data=lambda: iter(batches), loss="classification")
     assert plan.edits == same.edits
-    without_labels = mp.plan(network, "macs=0.6", "taylor", data=[x for x, _ in batches], loss="feature_matching")
-    assert without_labels.edits
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher", "gblm"])
+def test_inputs_alone_are_enough_to_judge_by(trained: nn.Module, example: torch.Tensor, criterion: str) -> None:
+    """Feature matching finds units that the output does not hang on, though its gradient is zero."""
+    model = copy.deepcopy(trained)
+    axis = next(axis for axis in mp.trace(model, example).axes if axis.prunable)
+    with torch.no_grad():  # the last half of the units feeds nothing
+        for name, dim in axis.consumers:
+            parameter = model.get_parameter(name)
+            width = parameter.shape[dim] // axis.size
+            parameter.narrow(dim, axis.size // 2 * width, axis.size // 2 * width).zero_()
+    network = mp.trace(model, example)
+    inputs = [x for x, _ in DIGITS.train.subset(64, 0).batches(32)]
+    for given in (inputs, lambda: iter(inputs)):
+        plan = mp.plan(network, "macs=0.9", criterion, data=given, loss="feature_matching")
+        first = next(edit for edit in plan.edits if edit.axis == axis.name)
+        assert set(range(axis.size // 2)) <= set(first.kept)
+    with pytest.raises(InputError, match=r"needs labels.*feature_matching"):
+        mp.plan(network, "macs=0.9", criterion, data=inputs)
+
+
+@pytest.mark.parametrize("batch", [{"x": torch.zeros(2)}, (), ("text",)])
+def test_batches_that_do_not_begin_with_a_tensor_are_refused(
+    trained: nn.Module, example: torch.Tensor, batch: Any
+) -> None:
+    network = mp.trace(trained, example)
+    for given in ([batch], lambda: iter([batch])):
+        with pytest.raises(InputError, match="whose first entry is a tensor, but the first entry of one is"):
+            mp.plan(network, "macs=0.6", "wanda", data=given)
 
 
 def test_a_network_that_returns_a_container_goes_the_whole_way() -> None:

@@ -79,6 +79,18 @@ def test_a_later_round_sees_what_healing_made(network: Network) -> None:
     assert unhealed.edits != twice.edits
 
 
+@pytest.mark.parametrize("options", [{"allocator": "uniform", "round_to": 8}, {"allocator": "laptop"}])
+def test_a_round_that_went_too_far_leaves_the_next_one_less(options: dict[str, Any]) -> None:
+    """Coarse steps overshoot: what the next round may cost is then not more than what is left."""
+    name = "vit_tiny" if options["allocator"] == "laptop" else "digits_cnn"
+    network = mp.trace(zoo.build(name).eval(), zoo.example_inputs(name))
+    shape = tuple(network.example_inputs.shape[1:])
+    data = [(torch.randn(16, *shape), torch.arange(16) % 10)]
+    plan = mp.plan(network, "macs=0.6", "l2", data=data, rounds=6, **options)
+    assert network.cost_of(plan).macs <= 0.6 * network.cost().macs
+    assert network.verify(plan).passed(1e-5)
+
+
 def test_a_budget_that_the_network_meets_changes_nothing(network: Network) -> None:
     assert not mp.plan(network, "macs=1", "taylor", data=images(), rounds=2).edits
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from metaprune.errors import BudgetError, ConfigError, InputError, did_you_mean
 from metaprune.graph import Axis, Cost, Network
 from metaprune.registry import Registry
-from metaprune.task import Task, require_finite
+from metaprune.task import Task, require_classes, require_finite
 
 Sizes = npt.NDArray[np.int64]  # one entry an axis of the network, in their order
 Shares = float | Mapping[str, float]  # of every axis, or by patterns of their names; the last that fits counts
@@ -108,13 +108,21 @@ class Problem:
         """The first so many calibration batches; fewer where there are not so many.
 
         Raises:
-            InputError: There is none, or one holds NaN.
+            InputError: There is none, one holds NaN, or all samples are of one class.
         """
         assert self.batches is not None
-        batches = list(itertools.islice(self.batches(), count))
+        return self.checked(list(itertools.islice(self.batches(), count)))
+
+    def checked(self, batches: list[Any]) -> list[Any]:
+        """The same batches, or parts of them, if they can be judged by.
+
+        Raises:
+            InputError: As for :meth:`first`.
+        """
         if not batches:
             raise InputError("calibration needs at least one batch, but the data are empty. Give more.")
         require_finite(tensor for batch in batches for tensor in batch if isinstance(tensor, Tensor))
+        require_classes(self.task, (batch[1] for batch in batches if len(batch) > 1))
         return batches
 
     @cached_property

@@ -14,6 +14,24 @@ Numbers = npt.NDArray[np.float64]
 Shares = Mapping[str, float]  # axis name -> share of its units that stay
 
 
+def ranked(problem: Problem) -> dict[str, Numbers]:
+    """Values by which units of all axes are ranked together.
+
+    Scores that estimate the rise of the loss are taken per cost: over the largest share of a limit that one unit saves
+    where no other has left, the order in which a continuous knapsack is emptied. Other scores are taken as they are.
+    """
+    scores = {axis.name: problem.scores[axis.name].numpy() for axis in problem.axes}
+    return {name: score_U / _saving(problem, name) for name, score_U in scores.items()} if problem.additive else scores
+
+
+def _saving(problem: Problem, name: str) -> float:
+    """Largest share of a limit that one unit of an axis costs in the largest network."""
+    without = problem.full.copy()
+    without[problem.network.index(name)] -= 1
+    most, less = problem.network.cost(problem.full), problem.network.cost(without)
+    return max(max((most[q] - less[q]) / limit for q, limit in problem.limits.items()), 1e-12)
+
+
 def by_threshold(problem: Problem, values: Mapping[str, Numbers]) -> Sizes:
     """Remove units in the order of their values, over all axes, until the limits hold; ties as axes and units stand.
 

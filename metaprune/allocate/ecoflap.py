@@ -85,4 +85,4 @@ class Ecoflap(Allocator):
         def model(*args: Any, **kwargs: Any) -> Any:
             return functional_call(problem.network.model, weights, args, kwargs)
 
-        return float(problem.task.step(model, batch))
+        return float(problem.task.slope(model, batch, torch.Generator().manual_seed(problem.seed)))

@@ -15,7 +15,8 @@ class Finercut(Allocator):
 
     In every step the network is run without what has left and without each branch that is still there, and the one goes
     whose removal changes the output least; so what branches do to each other counts, which sums of losses leave out.
-    Widths stay as they are, and scores play no part.
+    Widths stay as they are, and scores play no part. Floors bound
+    widths; a branch that must stay is one whose modules are frozen (``freeze=``).
 
     Source: Zhang et al., FinerCut: Finer-grained Interpretable Layer Pruning for Large Language Models, 2024,
     arXiv:2405.18218, algorithm 1.

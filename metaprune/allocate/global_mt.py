@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from metaprune.allocate._base import ALLOCATORS, Allocator, Problem, Sizes
-from metaprune.allocate._paths import by_share, by_threshold
+from metaprune.allocate._paths import by_share, by_threshold, ranked
 from metaprune.errors import ConfigError
 
 
@@ -17,7 +17,9 @@ class GlobalMinimumThreshold(Allocator):
 
     Source: Gupta et al., Is Complexity Required for Neural Network Pruning? A Case Study on Global Magnitude Pruning,
     2022, arXiv:2209.14624, section 3.
-    Differs from it: the threshold is the one that meets the limits, and `a` scales costs, not counts.
+    Differs from it: the threshold is the one that meets the limits, and `a` scales costs, not counts; scores that
+    estimate the rise of the loss are ranked per cost, as by `global`; units are fewer than weights, so that the minimum
+    is ten times the paper's.
 
     Args:
         minimum: Units that every axis keeps at least, as a share of the units of all axes, in [0, 1].
@@ -30,7 +32,7 @@ class GlobalMinimumThreshold(Allocator):
             raise ConfigError(f"`0 <= minimum <= 1` must hold, but minimum={self.minimum}. 0.005 is a good start.")
 
     def _sizes(self, problem: Problem) -> Sizes:
-        sizes = by_threshold(problem, {axis.name: problem.scores[axis.name].numpy() for axis in problem.axes})
+        sizes = by_threshold(problem, ranked(problem))
         least = self.minimum * sum(axis.size for axis in problem.axes)
         removed = {axis.name: 1 - sizes[problem.network.index(axis.name)] / axis.size for axis in problem.axes}
         cap = {axis.name: max(0.0, 1 - least / axis.size) for axis in problem.axes}

@@ -19,7 +19,8 @@ class Laptop(Allocator):
 
     What the output loses without each branch alone is measured; losses are taken to add up, and what the branches cost
     does, so that the choice is a knapsack, solved exactly for one limit. With several, each is solved for, and branches
-    are added by loss over cost until all hold. Widths stay as they are, and scores play no part.
+    are added by loss over cost until all hold. Widths stay as they are, and scores play no part. Floors bound
+    widths; a branch that must stay is one whose modules are frozen (``freeze=``).
 
     Source: Zhang et al., LAPTOP-Diff: Layer Pruning and Normalized Distillation for Compressing Diffusion Models, 2024,
     arXiv:2404.11098, equation 6.
@@ -48,7 +49,7 @@ class Laptop(Allocator):
 def _knapsacks(problem: Problem, losses: dict[Branch, float]) -> Iterator[list[Branch]]:
     """The branches to drop for each limit alone."""
     network, branches = problem.network, list(losses)
-    dense = network.cost()
+    dense = network.cost(problem.full)
     fewer = [network.cost(sizes_without(problem, [branch])) for branch in branches]
     for quantity, limit in problem.limits.items():
         savings = np.array([dense[quantity] - cost[quantity] for cost in fewer], float)

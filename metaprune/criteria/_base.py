@@ -11,7 +11,7 @@ from torch import Tensor
 from metaprune.errors import ConfigError, InputError
 from metaprune.graph import Network
 from metaprune.registry import Registry
-from metaprune.task import Classification, Task, require_finite
+from metaprune.task import Task, require_classes, require_finite
 
 Scores = dict[str, Tensor]  # axis name -> (units,), float64, not negative
 Curves = dict[str, Tensor]  # axis name -> (units + 1,), float64: predicted loss with that many units kept
@@ -60,7 +60,7 @@ class _Seen:
 
     def __init__(self, calibration: Calibration) -> None:
         self.calibration = calibration
-        self.samples, self.labels = 0, set[int]()
+        self.samples, self.targets = 0, list[Tensor]()
 
     def batches(self) -> Iterator[Any]:
         """The same batches.
@@ -73,8 +73,8 @@ class _Seen:
             tensors = [item for item in batch if isinstance(item, Tensor)]
             require_finite(tensors)
             self.samples += len(tensors[0]) if tensors else 0
-            if len(tensors) > 1 and tensors[1].ndim == 1 and not tensors[1].is_floating_point():
-                self.labels.update(tensors[1].unique().tolist())
+            if len(tensors) > 1:
+                self.targets.append(tensors[1])
             yield batch
         if not self.samples:
             raise InputError("calibration needs at least one sample, but the data are empty. Give more.")
@@ -85,11 +85,7 @@ class _Seen:
         Raises:
             InputError: All samples are of one class.
         """
-        if isinstance(self.calibration.task, Classification) and len(self.labels) == 1:
-            raise InputError(
-                f"calibration data must hold more than one class, but all {self.samples} samples are of class "
-                f"{self.labels.pop()}. Give more of them, drawn from all classes."
-            )
+        require_classes(self.calibration.task, self.targets)
 
 
 class Criterion(ABC):
@@ -115,9 +111,9 @@ class Criterion(ABC):
 
         Raises:
             ConfigError: The criterion needs data or a task that was not given.
-            InputError: A score is not finite, or the data hold no samples, one class alone, or NaN.
+            InputError: A score is not finite, all are 0, or the data hold no samples, one class alone, or NaN.
         """
-        name = type(self).__name__.lower()
+        name = next((name for name in CRITERIA if CRITERIA[name] is type(self)), type(self).__name__)
         if self.needs and calibration.batches is None:
             raise ConfigError(f"criterion {name!r} needs data. Give `data=` (--data), or one that reads weights alone.")
         if "gradients" in self.needs and calibration.task is None:
@@ -132,6 +128,12 @@ class Criterion(ABC):
                     f"scores must be finite, but {int((~score_U.isfinite()).sum())} units of axis {axis!r} are not. "
                     "Look for infinities in the weights, the data or the loss."
                 )
+        if verdict.scores and not any(bool(score_U.any()) for score_U in verdict.scores.values()):
+            raise InputError(
+                f"scores must tell units apart, but by {name!r} every unit of every axis is worth 0 here. Look for a "
+                "loss that is least at the dense network, for a single sample, or for a layer that gives zeros alone; "
+                "or take a criterion that reads weights, such as l2."
+            )
         return verdict
 
     def _judge(self, network: Network, calibration: Calibration) -> Verdict:

@@ -25,15 +25,20 @@ def free_weights(network: Network) -> dict[str, Tensor]:
 
 def gradients_of_groups(
     network: Network, calibration: Calibration, weights: Mapping[str, Tensor], size: int, samples: int | None = None
-) -> Iterator[dict[str, Tensor]]:
-    """Gradients of the mean loss of each group of `size` samples, in evaluation mode, for the first `samples`."""
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Gradients of the mean loss of each group of `size` samples, in evaluation mode, for the first `samples`.
+
+    Yields:
+        How many samples are in the group (the last of a batch may have fewer), and the gradients by name.
+    """
     assert calibration.batches is not None
     assert calibration.task is not None
+    generator = calibration.generator()
     with evaluating(network.model), torch.enable_grad():
         for group in groups_of(calibration.batches(), size, samples):
             with on_calibration_data():
-                loss = calibration.task.step(bound(network, weights), group)
-            yield _gradients(loss, weights, calibration.task)
+                loss = calibration.task.slope(bound(network, weights), group, generator)
+            yield samples_in(group), _gradients(loss, weights, calibration.task)
 
 
 def bound(network: Network, weights: Mapping[str, Tensor]) -> Any:
@@ -78,6 +83,11 @@ def gate_gradients(axis: Axis, signed: Mapping[tuple[str, int], Tensor]) -> Tens
     return torch.stack(list(made.values())) if made else torch.zeros(0, axis.size, dtype=torch.float64)
 
 
+def samples_in(batch: Any) -> int:
+    """How many samples a batch holds."""
+    return next(len(item) for item in batch if isinstance(item, Tensor))
+
+
 def groups_of(batches: Iterator[Any], size: int, samples: int | None = None) -> Iterator[Any]:
     """Batches cut along their first dimension; what is no tensor goes with every part.
 
@@ -88,7 +98,7 @@ def groups_of(batches: Iterator[Any], size: int, samples: int | None = None) -> 
     """
     left = samples
     for batch in batches:
-        length = next(len(item) for item in batch if isinstance(item, Tensor))
+        length = samples_in(batch)
         length = length if left is None else min(length, left)
         for start in range(0, length, size):
             stop = min(start + size, length)

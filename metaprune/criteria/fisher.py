@@ -45,11 +45,11 @@ class Fisher(Criterion):
         weights = free_weights(network)
         axes = [axis for axis in network.axes if axis.prunable]
         totals = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}
-        groups = 0
-        for gradients in gradients_of_groups(network, calibration, weights, self.group, self.samples):
+        seen = 0
+        for count, gradients in gradients_of_groups(network, calibration, weights, self.group, self.samples):
             changes = network.sum_over_units({name: weights[name].detach() * g for name, g in gradients.items()})
             for axis in axes:
                 signed = {entry.binding: entry.total_U for entry in changes[axis.name]}
-                totals[axis.name] += gate_gradients(axis, signed).square().sum(0)
-            groups += 1
-        return {name: self.group / 2 * total_U / max(groups, 1) for name, total_U in totals.items()}
+                totals[axis.name] += count**2 / 2 * gate_gradients(axis, signed).square().sum(0)
+            seen += count
+        return {name: total_U / max(seen, 1) for name, total_U in totals.items()}

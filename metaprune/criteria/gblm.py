@@ -59,7 +59,7 @@ class Gblm(Criterion):
         """Norm over the samples of the scaled gradient of every weight, float64."""
         weights = free_weights(network)
         total = {name: torch.zeros(network.shapes[name], dtype=torch.float64) for name in names}
-        for gradients in gradients_of_groups(network, calibration, weights, 1, self.samples):
+        for _, gradients in gradients_of_groups(network, calibration, weights, 1, self.samples):
             for name in names & gradients.keys():
                 total[name] += (self.scale * gradients[name].double().cpu()).square()
         return {name: entries.sqrt() for name, entries in total.items()}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
-from metaprune.criteria._gradients import bound, free_weights, groups_of, require_gradient
+from metaprune.criteria._gradients import bound, free_weights, groups_of, require_gradient, samples_in
 from metaprune.errors import ConfigError
 from metaprune.graph import Network
 from metaprune.modes import evaluating
@@ -54,7 +54,7 @@ class Hessian(Criterion):
         with evaluating(network.model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             for batch in groups_of(calibration.batches(), 1 << 30, self.samples):
                 gates, slopes = self._slopes(network, calibration, batch, list(totals))
-                count = next(len(item) for item in batch if isinstance(item, Tensor))
+                count = samples_in(batch)
                 for _ in range(self.probes):
                     signs = [
                         (torch.randint(2, gate.shape, generator=generator) * 2 - 1).to(gate) for gate in gates.values()

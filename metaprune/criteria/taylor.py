@@ -18,7 +18,7 @@ class Taylor(Criterion):
     """How much the loss changes, to first order, when what a unit feeds to its consumers is set to zero.
 
     For each layer that reads the unit, the change is the sum of weight times gradient over the weights that read it.
-    Its absolute value is averaged over small groups of samples and added over the layers::
+    Its absolute value is averaged over small groups of samples, by their sizes, and added over the layers::
 
         score(u) = sum_layers mean_groups | sum_{w of layer reading u} w * dL/dw |
 
@@ -44,13 +44,15 @@ class Taylor(Criterion):
         weights = free_weights(network)
         axes = [axis for axis in network.axes if axis.prunable]
         totals = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}
-        groups = 0
-        for gradients in gradients_of_groups(network, calibration, weights, self.group):
+        seen = 0
+        for count, gradients in gradients_of_groups(network, calibration, weights, self.group):
             changes = network.sum_over_units({name: weights[name].detach() * g for name, g in gradients.items()})
             for axis in axes:
-                totals[axis.name] += _change(axis, {entry.binding: entry.total_U for entry in changes[axis.name]})
-            groups += 1
-        return {name: total_U / max(groups, 1) for name, total_U in totals.items()}
+                totals[axis.name] += count * _change(
+                    axis, {entry.binding: entry.total_U for entry in changes[axis.name]}
+                )
+            seen += count
+        return {name: total_U / max(seen, 1) for name, total_U in totals.items()}
 
 
 def _change(axis: Axis, signed: dict[tuple[str, int], Tensor]) -> Tensor:

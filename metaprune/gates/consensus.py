@@ -17,6 +17,8 @@ from metaprune.recovery import Context
 from metaprune.recovery._training import Lesson
 from metaprune.task import Batch
 
+LATE = 0.1  # what a new batch counts against all before it
+
 
 @GATES.register("consensus")
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class Consensus(Gating):
     ``activate * (sum_k b_k F_k / sum_k F_k - R)^2``, F_k the cost of a branch and R what the budget leaves for them.
     Polarised gates agree on all samples. After `until` of the training each branch is open for all or closed for all:
     open if it was for more than half of the late samples, fewer (of the lowest mean probability first) if the budget
-    asks for it. Training goes on with that, and in the end closed branches leave. One pass, no fine-tuning.
+    asks for it; floors bound widths, and play no part. Training goes on with that, and in the end closed branches
+    leave. One pass, no fine-tuning.
 
     Source: Zhi et al., Learning a Consensus Sub-Network, arXiv:2302.10798, layer variant. The heads and weights
     of the terms are a reconstruction; the cost is squared against a target instead of minimised.
@@ -165,14 +168,16 @@ class SampleGates(nn.Module):
         law: Width of hidden layers and sharpness.
 
     Attributes:
-        mean_K: Share of late samples that each branch was open for.
+        mean_K: Share of late samples that each branch was open for; of all, as long as they are few.
         likely_K: Mean probability of it.
+        seen_K: Batches that were looked at.
         fixed: Whether `open_K` decides, instead of the samples.
         open_K: Which branches are open then.
     """
 
     mean_K: Tensor
     likely_K: Tensor
+    seen_K: Tensor
     fixed: Tensor
     open_K: Tensor
 
@@ -182,6 +187,7 @@ class SampleGates(nn.Module):
         self.each = nn.ModuleList([SampleGate(width, law.hidden) for width in widths])
         self.register_buffer("mean_K", torch.ones(len(widths)))
         self.register_buffer("likely_K", torch.ones(len(widths)))
+        self.register_buffer("seen_K", torch.zeros(len(widths)))
         self.register_buffer("fixed", torch.zeros((), dtype=torch.bool))
         self.register_buffer("open_K", torch.ones(len(widths), dtype=torch.bool))
 
@@ -192,8 +198,10 @@ class SampleGates(nn.Module):
         logits = self.each[k](x)
         if self.training:
             with torch.no_grad():
-                self.mean_K[k].lerp_((logits > 0).float().mean(), 0.1)
-                self.likely_K[k].lerp_(logits.float().sigmoid().mean(), 0.1)
+                self.seen_K[k] += 1
+                rate = (1 / self.seen_K[k]).clamp_min(LATE)
+                self.mean_K[k].lerp_((logits > 0).float().mean(), rate)
+                self.likely_K[k].lerp_(logits.float().sigmoid().mean(), rate)
         return open_through(logits, self.sharpness)
 
 

@@ -26,7 +26,7 @@ from metaprune.gates._base import (
 from metaprune.graph import Network
 from metaprune.recovery import Context
 from metaprune.recovery._training import Lesson, Trained
-from metaprune.task import Batch
+from metaprune.task import Batch, main_output
 
 GAMMA, ZETA, TEMPERATURE = -0.1, 1.1, 0.83  # the interval that is stretched to [0, 1], and how sharp its middle is
 
@@ -140,9 +140,9 @@ class _Matching(Lesson):
 
     def loss(self, batch: Batch) -> Tensor:
         """Of a batch, a scalar."""
-        given = self.context.task.outputs(self.model, batch)
+        given = main_output(self.context.task.outputs(self.model, batch))
         with torch.no_grad():
-            wanted = self.context.task.outputs(self.plain, batch)
+            wanted = main_output(self.context.task.outputs(self.plain, batch))
         distance = (given - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
         sizes = torch.cat([logits.abs() for logits in self.gates.logits])
         return distance + self.law.weight * sizes.mean()

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from metaprune import zoo
 from metaprune.allocate import ALLOCATORS, Allocator, Problem
+from metaprune.allocate._paths import ranked
 from metaprune.errors import BudgetError, ConfigError, InputError
 from metaprune.graph import Network, trace
-from metaprune.task import FeatureMatching
+from metaprune.task import Classification, FeatureMatching
 
 NETWORKS = {
     name: trace(zoo.build(name), zoo.example_inputs(name)) for name in ("digits_cnn", "vit_tiny", "gru_classifier")
@@ -161,6 +162,9 @@ def test_what_it_needs_is_asked_for(name: str) -> None:
     for rule, batches in bad.items():
         with pytest.raises(InputError, match=rule):
             made(name).allocate(replace(asked, batches=lambda batches=batches: iter(batches), task=task))
+    alike = replace(asked, batches=lambda: iter([(x, torch.full((4,), 3))]), task=Classification())
+    with pytest.raises(InputError, match="more than one class, but all samples are of class 3"):
+        made(name).allocate(alike)
 
 
 @pytest.mark.parametrize("which", ["digits_cnn", "vit_tiny"])
@@ -244,6 +248,21 @@ def test_global_weighs_additive_scores_by_cost() -> None:
     dearest = max(saving, key=lambda name: saving[name])
     shares = {axis.name: left[network.index(axis.name)] / axis.size for axis in asked.axes}
     assert shares[dearest] == min(shares.values())
+
+
+def test_global_weighs_by_the_cost_of_one_unit_under_a_ceiling_too() -> None:
+    """Scores that are what a unit saves are worth the same per cost, so that every axis loses the same share."""
+    network = NETWORKS["digits_cnn"]
+    free = {axis.name: torch.ones(axis.size, dtype=torch.float64) for axis in network.axes if axis.prunable}
+    limits = {"params": 0.4 * network.cost().params}
+    asked = Problem(network, free, limits, additive=True, floor=0.0, ceiling=0.75)
+    values = ranked(asked)
+    most = network.cost(asked.full).params
+    for axis in asked.axes:
+        without = asked.full.copy()
+        without[network.index(axis.name)] -= 1
+        saved = (most - network.cost(without).params) / limits["params"]
+        assert values[axis.name] == pytest.approx(np.full(axis.size, 1 / saved))
 
 
 def test_floors_and_ceilings_by_axis_hold(allocator: Allocator) -> None:

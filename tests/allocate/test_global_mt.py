@@ -16,10 +16,11 @@ def weak_first(scale: float = 1e-3) -> dict:
 
 
 def test_without_a_minimum_it_is_the_global_threshold() -> None:
+    uneven = chain(6, 10, 40, 20, 4)  # units cost differently, which counts for losses
     for budget in (0.2, 0.5, 0.8):
-        assert allocated("global_mt", NETWORK, drawn(NETWORK), budget, minimum=0.0) == allocated(
-            "global", NETWORK, drawn(NETWORK), budget
-        )
+        for additive in (False, True):
+            plain = allocated("global", uneven, drawn(uneven), budget, additive=additive)
+            assert allocated("global_mt", uneven, drawn(uneven), budget, additive=additive, minimum=0.0) == plain
 
 
 def test_the_minimum_keeps_an_axis_from_collapsing() -> None:

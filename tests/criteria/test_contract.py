@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from metaprune import data, zoo
-from metaprune.criteria import CRITERIA, Calibration, Criterion, Scores
+from metaprune.criteria import CRITERIA, Calibration, Criterion, RankAverage, Scores
 from metaprune.edits import Keep
 from metaprune.errors import ConfigError, InputError
 from metaprune.graph import Network, trace
 from metaprune.plans import Plan
-from metaprune.task import Classification
+from metaprune.task import Classification, CustomLoss
 
 DIGITS = data.load("digits").train.subset(96, seed=0)
 LEFT_OUT = {"gaussian": {"conv1", "conv2"}}  # residual streams
@@ -100,6 +100,19 @@ def test_bad_data_are_refused_by_rule(name: str, rule: str) -> None:
     with pytest.raises(InputError, match=rule):
         CRITERIA[name]().score(net, Calibration(lambda: iter(BAD[rule]), Classification()))
     assert all(parameter.grad is None for parameter in net.model.parameters())
+
+
+def test_scores_that_tell_nothing_are_refused() -> None:
+    """A loss that is least at the dense network has no gradient there."""
+    net = network()
+    least = CustomLoss(lambda out, _: (out - out.detach()).square().sum())
+    with pytest.raises(InputError, match="by 'taylor' every unit of every axis is worth 0"):
+        CRITERIA["taylor"]().score(net, Calibration(CALIBRATION.batches, least))
+
+
+def test_messages_call_a_criterion_by_its_name() -> None:
+    with pytest.raises(ConfigError, match="criterion 'rank_average' needs data"):
+        RankAverage(of=("wanda", "l2")).score(network(), Calibration())
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
