@@ -8,6 +8,7 @@ that it claims. The first that passes is kept, and the record says which one it 
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -20,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir
 import torch
@@ -326,7 +327,7 @@ def draft(model: nn.Module, example: Example, rung: Rung, opset: int) -> onnx_ir
     """
     names = list(example.call(model))
     try:
-        with _silence(), FourDimensionalAttention():
+        with _silence(), _operators_read_once(), FourDimensionalAttention():
             program = torch.onnx.export(
                 model,
                 example.args,
@@ -516,6 +517,28 @@ def _deliver(
 class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         _log.debug("%s: %s", record.name, record.getMessage())
+
+
+@functools.cache
+def _operators() -> Any:
+    """The exporter's table of operators by operator set, read when it is asked for the first time."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    return functools.cache(ONNXRegistry.from_torchlib)
+
+
+@contextlib.contextmanager
+def _operators_read_once() -> Iterator[None]:
+    """Have the source of the exporter's 500 operators parsed once, not for every file: a third of a small one."""
+    from torch.onnx._internal.exporter import _registration
+
+    known, registry = _operators(), cast(Any, _registration.ONNXRegistry)
+    own = vars(registry)["from_torchlib"]
+    registry.from_torchlib = staticmethod(known)
+    try:
+        yield
+    finally:
+        registry.from_torchlib = own
 
 
 @contextlib.contextmanager

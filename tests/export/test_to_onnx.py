@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from metaprune.errors import ConfigError, InputError, UnsupportedModelError
 from metaprune.export import to_onnx
@@ -239,6 +240,20 @@ def test_the_same_network_gives_the_same_bytes(tmp_path: Path, conv: nn.Module) 
     one = export(conv, torch.randn(2, 3, 16, 16), tmp_path / "one.onnx")
     two = export(conv, torch.randn(2, 3, 16, 16), tmp_path / "two.onnx")
     assert one.sha256 == two.sha256
+
+
+def test_operators_of_the_exporter_are_read_once() -> None:
+    """Without a trace: another one who exports in this process gets a table of his own."""
+    before = vars(ONNXRegistry)["from_torchlib"]
+    tables = []
+    for _ in range(2):
+        with to_onnx._operators_read_once():
+            tables.append(ONNXRegistry().from_torchlib(opset_version=20))
+    assert tables[0] is tables[1]
+    assert vars(ONNXRegistry)["from_torchlib"] is before
+    with pytest.raises(UnsupportedModelError), to_onnx._operators_read_once():
+        raise UnsupportedModelError("it cannot be exported.")
+    assert vars(ONNXRegistry)["from_torchlib"] is before
 
 
 def test_large_weights_lie_beside_the_file(tmp_path: Path, conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
