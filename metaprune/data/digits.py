@@ -4,6 +4,10 @@ Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Mach
 (its test part).
 """
 
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from metaprune.data._arrays import from_arrays
@@ -26,11 +30,8 @@ def digits(argument: str = "") -> Dataset:
     """
     if argument:
         raise ConfigError(f"`digits` takes nothing after it, but got {argument!r}.")
-    from sklearn.datasets import load_digits  # takes a second to import
-
-    bunch = load_digits()
-    images_NCHW = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]  # whole numbers from 0 to 16
-    labels_N = torch.from_numpy(bunch.target).to(torch.int64)
+    rows_NP = torch.from_numpy(np.loadtxt(_file(), dtype=np.uint8, delimiter=","))  # 64 pixels from 0 to 16, the label
+    images_NCHW, labels_N = rows_NP[:, :-1].reshape(-1, 1, 8, 8), rows_NP[:, -1].to(torch.int64)
     parts = cut(image_keys(images_NCHW, "digits"), SHARES, "images")
     return from_arrays(
         "digits",
@@ -45,3 +46,11 @@ def digits(argument: str = "") -> Dataset:
         std=STD,
         augmentation=CropFlip(pad=1, flip=False),
     )
+
+
+def _file() -> Path:
+    """What `sklearn.datasets.load_digits` reads; it is read here because that takes a second to import."""
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"

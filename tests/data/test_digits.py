@@ -1,3 +1,5 @@
+import sys
+
 import torch
 
 from metaprune.data import load
@@ -23,6 +25,12 @@ def test_is_what_scikit_learn_gives():
     expected = (torch.from_numpy(bunch.images)[positions, None] / 16 - mean) / std
     torch.testing.assert_close(data.test.images().double(), expected, rtol=1e-5, atol=1e-5)
     assert data.test.labels.tolist() == bunch.target[positions].tolist()
+
+
+def test_the_datasets_of_scikit_learn_are_not_imported(monkeypatch):
+    """That would take every process a second."""
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert len(load("digits").train) == 1258
 
 
 def test_never_changes():
