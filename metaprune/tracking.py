@@ -410,7 +410,7 @@ def ui_command(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000
 def ui_environment() -> dict[str, str]:
     """The environment for `ui_command`: MLflow looks for its server in PATH, which may lack the virtual environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**_ENVIRONMENT, **os.environ, "PATH": path}
+    return {**_ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, "PATH": path}
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

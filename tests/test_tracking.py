@@ -295,6 +295,7 @@ def test_the_command_of_the_web_page(tmp_path: Path) -> None:
     assert command[command.index("--port") + 1] == "5055"
     assert ui_environment()["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert ui_environment()["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert ui_environment()["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"  # processes of its own, for agents
     with pytest.raises(ConfigError, match="there is no"):
         ui_command(f"sqlite:///{tmp_path / 'none.db'}")
     with pytest.raises(ConfigError, match="page of its own"):
