@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -212,9 +213,8 @@ class TestGivenWeights:
 
 class TestDamage:
     @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        Population.build(tmp_path, TINY, workers=1)
-        return tmp_path
+    def folder(self, built: Population, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(place_of(built.members[0]).parents[1], tmp_path / "copied"))
 
     @pytest.mark.parametrize("file", ["model.safetensors", "entry.json", "plan.json"])
     @pytest.mark.parametrize("harm", ["cut off", "changed", "deleted"])
