@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from metaprune.edits import Keep
 from metaprune.graph import Network
 from metaprune.graph.axes import Axis
+from metaprune.graph.surgery import sliced_copy
 from metaprune.plans import Plan
 from tests.graph.cases import Case
 
@@ -205,15 +206,31 @@ def colour(axes: Sequence[Axis]) -> list[list[Axis]]:
     return [members for members, _ in groups]
 
 
-def positions_of_units(net: Network, dense: nn.Module) -> dict[str, dict[tuple[str, int], dict[int, list[int]]]]:
-    """For every prunable axis and parameter dimension, the positions of each unit, learnt by removing one at a time."""
+def positions_of_units(
+    net: Network, dense: nn.Module, *, prove_all: bool = True
+) -> dict[str, dict[tuple[str, int], dict[int, list[int]]]]:
+    """For every prunable axis and parameter dimension, the positions of each unit, learnt by removing one at a time.
+
+    Args:
+        net: The traced network.
+        dense: Its module.
+        prove_all: Cut every unit by `Network.apply`, which proves what it cuts; else the first of each group alone, and
+            the others are sliced alike.
+
+    Raises:
+        UnsupportedModelError: A network without one of the units is refused.
+    """
     learnt: dict[str, dict[tuple[str, int], dict[int, list[int]]]] = {}
     for group in colour(net.axes):
         for rank in range(max(axis.size for axis in group)):
             here = [axis for axis in group if rank < axis.size]
             keeps = (tuple(r for r in range(axis.size) if r != rank) for axis in here)
             plan = Plan(tuple(Keep(axis.name, axis.size, keep) for axis, keep in zip(here, keeps)))
-            kept = kept_positions(dense, net.apply(plan))
+            if prove_all or not rank:
+                slim = net.apply(plan)
+            else:
+                slim = sliced_copy(net.model, net._layout, net._alive(plan.draft()), {})
+            kept = kept_positions(dense, slim)
             claimed = set()
             for axis in here:
                 for name, k in axis.bindings:

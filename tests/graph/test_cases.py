@@ -174,7 +174,7 @@ def test_where_statistics_change_the_cut_network_is_the_one_made_by_hand(name, s
 def test_units_of_a_free_axis_can_change_places(name):
     case, model, inputs, net = traced(name)
     try:
-        learnt = oracle.positions_of_units(net, model)
+        learnt = oracle.positions_of_units(net, model, prove_all=False)
     except UnsupportedModelError as error:
         pytest.skip(f"refused: {error}")
     with torch.no_grad():
