@@ -18,7 +18,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -520,21 +520,22 @@ class _Forward(logging.Handler):
 
 
 @functools.cache
-def _operators() -> Any:
+def _operators(read: Callable[..., Any]) -> Callable[..., Any]:
     """The exporter's table of operators by operator set, read when it is asked for the first time."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    return functools.cache(ONNXRegistry.from_torchlib)
+    return functools.cache(read)
 
 
 @contextlib.contextmanager
 def _operators_read_once() -> Iterator[None]:
     """Have the source of the exporter's 500 operators parsed once, not for every file: a third of a small one."""
-    from torch.onnx._internal.exporter import _registration
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    known, registry = _operators(), cast(Any, _registration.ONNXRegistry)
-    own = vars(registry)["from_torchlib"]
-    registry.from_torchlib = staticmethod(known)
+        registry, own = cast(Any, ONNXRegistry), vars(ONNXRegistry)["from_torchlib"]
+    except (ImportError, KeyError):  # another version of torch keeps its table elsewhere
+        yield
+        return
+    registry.from_torchlib = staticmethod(_operators(registry.from_torchlib))
     try:
         yield
     finally:
