@@ -31,6 +31,7 @@ from metaprune.graph import trace
 from metaprune.metanet import load_checkpoint
 from metaprune.pipeline import Result, default_criterion, prune
 from metaprune.planning import calibration_batches, reachable_limits, with_times
+from metaprune.plans import Plan
 from metaprune.recovery import Context, Recovery, resolve, torch_device
 from metaprune.run import Run
 from metaprune.subject import CLASSIFICATION, Subject, read_subject
@@ -111,6 +112,16 @@ def _doubt(options: PruneOptions) -> str | None:
         f"allocator {options.allocator!r} adds up losses, which the scores of {criterion!r} are not: its sizes may be "
         "poor. Take `--criterion obs`, or `--allocator global`."
     )
+
+
+def _certificate(options: PruneOptions, plan: Plan) -> list[str]:
+    """How far the assumption of an allocator that adds up losses was seen to hold."""
+    additivity = plan.made_by.get("additivity")
+    if additivity is None or not ALLOCATORS[options.allocator].adds:
+        return []
+    return [
+        f"{options.allocator!r} takes losses of axes to add up; over sets of axes they did with R2 {additivity:.2f}"
+    ]
 
 
 def keep(told: Mapping[str, Any], folder: Path) -> None:
@@ -274,7 +285,7 @@ def _work(
     result.save(run.folder)
     delivery = deliver(result, dense, subject, options, order.folder, watch)
     delivery.time_modules(watch)
-    delivery.notes[:0] = settings.notes if settings is not None else ()
+    delivery.notes[:0] = [*(settings.notes if settings is not None else ()), *_certificate(options, result.plan)]
     told = outcome(order.command, options, subject, recoveries, result, delivery, tracked)
     told["seconds"] = {**result.seconds, **delivery.seconds, "total": round(time.perf_counter() - began, 3)}
     told["reproduce"] = order.again

@@ -425,6 +425,15 @@ def test_a_gpu_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert entries(tmp_path) == []
 
 
+def test_how_far_losses_add_up_is_told_where_a_knapsack_hangs_on_it(tmp_path: Path) -> None:
+    words = [*TINY, *HALF, *QUICK, "--criterion", "obs", "--recovery", "none"]
+    knapsack = command("prune", *words, "--allocator", "rd", "--out", tmp_path / "rd", "--json")
+    (said,) = [note for note in knapsack.json["notes"] if "add up" in note]
+    assert said.endswith(f"with R2 {knapsack.json['plan']['made_by']['additivity']:.2f}")
+    threshold = command("prune", *words, "--allocator", "uniform", "--out", tmp_path / "uniform", "--json")
+    assert not [note for note in threshold.json["notes"] if "add up" in note]
+
+
 # ---- interrupted and resumed -----------------------------------------------------------------------------------------
 
 
