@@ -442,7 +442,7 @@ def digest(path: Path) -> str:
 
 
 def test_ctrl_c_prints_the_command_that_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    words = [*TINY, *HALF, "--recovery", "finetune", "--epochs", "30", "--no-track", "--no-bench"]
+    words = [*TINY, *HALF, "--recovery", "finetune", "--epochs", "15", "--no-track", "--no-bench"]
     out = tmp_path / "a folder"  # a space, so that quoting is tested too
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: sums hang on the number of threads
     with subprocess.Popen(
@@ -541,7 +541,10 @@ def test_half_the_macs_of_a_real_network_without_training(
     assert told["accuracy"]["recovered"]["low"] > peer
 
 
-def test_a_device_decides_alignment_and_shows_what_that_refuses(tmp_path: Path) -> None:
+def test_a_device_decides_alignment_and_shows_what_that_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "BENCH_S", 0.2)
     (tmp_path / "board.yaml").write_text(
         "label: emulated\nround_to: 4\nprecision: [int8]\nstorage: 5KB\nruntime: false\n"
     )

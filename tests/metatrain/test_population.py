@@ -268,7 +268,7 @@ class TestDamage:
             Population.load(folder)
 
 
-LONG = replace(TINY, members=(MLP, replace(CNN, epochs=15)), images=None, snapshots=(0.2,), pruned=())
+LONG = replace(TINY, members=(MLP, replace(CNN, epochs=10)), images=None, snapshots=(0.2,), pruned=())
 SCRIPT = """
 import sys
 from metaprune.metatrain import Population

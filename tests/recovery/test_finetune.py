@@ -620,7 +620,7 @@ splits = {name: (images, labels, torch.arange(1200)) for name in ("train", "vali
 train = from_arrays("noise", "noise", splits, classes=tuple("0123456789"), scale=1.0).train
 context = Context(train=train, calibration=lambda: train.subset(256, 0).batches(64), folder=Path(sys.argv[1]),
                   resume=sys.argv[2] == "resume", progress=Tell())
-recovered = Finetune(epochs=6, batch_size=32, checkpoint_seconds=0).recover(model, context)
+recovered = Finetune(epochs=3, batch_size=32, checkpoint_seconds=0).recover(model, context)
 digest = hashlib.sha256()
 for name, tensor in recovered.model.state_dict().items():
     digest.update(name.encode() + tensor.numpy().tobytes())
@@ -643,7 +643,7 @@ def test_sigkill_in_any_moment_costs_nothing(tmp_path: Path) -> None:
     chance = random.Random()
     for how in ("begin", "resume"):
         with start("killed", how) as child:
-            for _ in range(chance.randint(2, 60)):
+            for _ in range(chance.randint(2, 45)):
                 assert child.stdout.readline() == "step\n"  # type: ignore[union-attr]
             time.sleep(chance.random() / 100)  # anywhere in a step, or in the writing of a checkpoint
             child.kill()
