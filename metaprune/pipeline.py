@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from metaprune.allocate import FLOOR, Allocator, Shares
+from metaprune.allocate import ALLOCATORS, FLOOR, Allocator, Shares
 from metaprune.budget import Budget
 from metaprune.criteria import Criterion
 from metaprune.data import Dataset, Split
@@ -126,8 +126,11 @@ class Result:
         }
 
 
-def default_criterion(learnt: bool, seen: bool) -> str:
+def default_criterion(learnt: bool, seen: bool, allocator: str | Allocator) -> str:
     """What judges units where nothing else is said, with or without a metanetwork and data."""
+    divide = ALLOCATORS[allocator] if isinstance(allocator, str) else allocator
+    if divide.whole:  # branches leave whole, whatever their units are worth
+        return "l2"
     return "metanet" if learnt else "taylor" if seen else "l2"
 
 
@@ -167,7 +170,7 @@ def prune(
         data: As for :func:`plan`. A dataset also gives accuracies: they are measured on its test split and decide
             nothing.
         criterion: What a unit is worth; None means ``metanet`` with a metanetwork, else ``taylor`` with data and
-            ``l2`` without.
+            ``l2`` without, or with an allocator that drops whole branches.
         allocator: How much each axis may lose.
         recovery: Names separated by commas, recoveries, or None for none. Without data nothing is recovered.
         recovery_options: Options of the named recoveries, e.g. ``{"epochs": 3}``.
@@ -197,7 +200,7 @@ def prune(
     """
     device = torch_device(accelerator)
     seconds: dict[str, float] = {}
-    judge = criterion or default_criterion(metanet is not None, data is not None)
+    judge = criterion or default_criterion(metanet is not None, data is not None, allocator)
     recoveries = resolve(recovery if data is not None else None, **dict(recovery_options or {}))
     dense = model if _is_on(model, device) else copy.deepcopy(model).to(device)
     with timed(seconds, "trace", step, "Tracing the network"):

@@ -14,8 +14,8 @@ from torch import nn
 
 import metaprune as mp
 from metaprune import data, zoo
-from metaprune.criteria import MetanetScore
-from metaprune.edits import Mask, SetWeight
+from metaprune.criteria import MetanetScore, Taylor
+from metaprune.edits import DropBlock, Mask, SetWeight
 from metaprune.errors import BudgetError, ConfigError, InputError, VerificationError
 from metaprune.metanet import Metanet, Shape, save_checkpoint
 from metaprune.pipeline import Result
@@ -107,6 +107,16 @@ def test_without_data_weights_decide_and_nothing_is_recovered(trained: nn.Module
     assert result.plan.made_by["criterion"] == "l2"
     assert result.accuracy == {}
     assert result.recovered == ()
+
+
+def test_where_branches_leave_whole_no_unit_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of all calibration images for scores that play no part would be time lost."""
+    monkeypatch.setattr(Taylor, "_score", lambda *_: pytest.fail("units were judged"))
+    model = zoo.build("vit_tiny").eval()
+    images = [(torch.randn(8, 3, 32, 32), torch.arange(8))]
+    result = mp.prune(model, images[0][0][:2], "macs=0.8", data=images, allocator="laptop")
+    assert result.plan.made_by["criterion"] == "l2"
+    assert any(isinstance(edit, DropBlock) for edit in result.plan.edits)
 
 
 def test_a_loss_of_the_users_own(trained: nn.Module, example: torch.Tensor) -> None:

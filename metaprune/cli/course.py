@@ -105,7 +105,9 @@ def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
 
 def _doubt(options: PruneOptions) -> str | None:
     """Why what was asked for may give poor sizes, though it can be done."""
-    criterion = options.criterion or default_criterion(options.metanet is not None, options.data is not None)
+    criterion = options.criterion or default_criterion(
+        options.metanet is not None, options.data is not None, options.allocator
+    )
     if not ALLOCATORS[options.allocator].adds or CRITERIA[criterion].additive:
         return None
     return (
