@@ -90,7 +90,7 @@ class Supernet:
         ridge: float = 1e-3,
     ) -> None:
         assert problem.task is not None
-        self.problem, self.network, self.task = problem, problem.network, problem.task
+        self.problem, self.network, self.task = problem, problem.traced, problem.task
         self.levels = {self.network.index(name): sizes_L for name, sizes_L in levels.items()}
         self.orders = {
             self.network.index(axis.name): np.argsort(-problem.scores[axis.name].numpy(), kind="stable")

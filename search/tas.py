@@ -65,7 +65,7 @@ class Tas(Allocator):
         depth: Residual branches may leave whole.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"data"})
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "network"})
     widths: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     sampled: int = 2
     steps: int = 100
@@ -141,7 +141,7 @@ class Distributions(nn.Module):
     def __init__(self, problem: Problem, widths: Sequence[float], sampled: int, branches: Sequence[Branch]) -> None:
         super().__init__()
         self.problem, self.sampled, self.branches = problem, sampled, branches
-        self.places = [problem.network.index(axis.name) for axis in problem.axes]
+        self.places = [problem.traced.index(axis.name) for axis in problem.axes]
         self.sizes = [
             np.unique([problem.aligned(axis, axis.size * width) for width in widths]) for axis in problem.axes
         ]
@@ -154,8 +154,8 @@ class Distributions(nn.Module):
             for axis, sizes_W in zip(problem.axes, self.sizes)
         )
         self.stays = nn.Parameter(torch.zeros(len(branches), 2).double())  # leaving, staying
-        every = problem.network.axes
-        self.gates = {name: torch.ones(every[problem.network.index(name)].size) for name in gated_axes(problem.network)}
+        every = problem.traced.axes
+        self.gates = {name: torch.ones(every[problem.traced.index(name)].size) for name in gated_axes(problem.traced)}
         self.open = [torch.ones(()) for _ in branches]
 
     def forward(self) -> dict[str, Tensor]:
@@ -213,7 +213,7 @@ class _Learning:
 
     def __init__(self, options: Tas, problem: Problem) -> None:
         assert problem.task is not None
-        network, self.options, self.problem, self.task = problem.network, options, problem, problem.task
+        network, self.options, self.problem, self.task = problem.traced, options, problem, problem.task
         known = (
             [branch for branch in find_branches(problem) if network.module_of(branch.block)] if options.depth else []
         )
@@ -262,10 +262,10 @@ class _Learning:
 
     def _push(self) -> Tensor:
         """Down where the most likely configuration exceeds a limit, up where it stays far below all of them."""
-        cost, sizes = self.problem.network.cost(self.chosen.likely()), self.chosen.expected()
+        cost, sizes = self.problem.traced.cost(self.chosen.likely()), self.chosen.expected()
         shares = {quantity: cost[quantity] / limit for quantity, limit in self.problem.limits.items()}
         tight = max(shares, key=lambda quantity: shares[quantity])
-        expected = self.problem.network.soft_cost(sizes, tight).clamp_min(1.0).log() - log(self.problem.limits[tight])
+        expected = self.problem.traced.soft_cost(sizes, tight).clamp_min(1.0).log() - log(self.problem.limits[tight])
         if shares[tight] > 1:
             return expected
         return -expected if shares[tight] < 1 - self.options.tolerance else 0 * expected
@@ -290,15 +290,15 @@ def _scaled(gate: Tensor, module: nn.Module, inputs: Any, output: Tensor) -> Ten
 
 def _end_of(problem: Problem, branch: Branch) -> str:
     """The module that gives what a branch adds."""
-    where = problem.network.module_of(branch.block)
+    where = problem.traced.module_of(branch.block)
     assert where is not None
     return where[1]
 
 
 def _mask(problem: Problem, name: str, size: int) -> Tensor:
     """One for the best units, zero for the others, shape (U,)."""
-    mask_U = torch.zeros(problem.network.axis(name).size)
-    mask_U[list(problem.best(problem.network.axis(name), size))] = 1
+    mask_U = torch.zeros(problem.traced.axis(name).size)
+    mask_U[list(problem.best(problem.traced.axis(name), size))] = 1
     return mask_U
 
 

@@ -81,7 +81,7 @@ class Tyr(Allocator):
             with 0 all starts are in every round, and what is best on the variants of the last one is given.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"data"})
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "network"})
     adds: ClassVar[bool] = True
     samples: int = 512
     rated: int = 256
@@ -155,7 +155,7 @@ class Tyr(Allocator):
         self, problem: Problem, axis: Axis, interval: float, first: Sequence[Sizes], best: Sequence[Sizes]
     ) -> Sizes:
         """Sizes of an axis: a grid over all of it, or one around what was found, and those to begin with."""
-        place = problem.network.index(axis.name)
+        place = problem.traced.index(axis.name)
         around = np.arange(0, round(1 / interval) + 1) * interval * axis.size
         for sizes in best:
             around = sizes[place] + np.arange(-self.reach, self.reach + 1) * interval * axis.size
@@ -167,7 +167,7 @@ def _sizes_by(problem: Problem, name: str) -> Sizes:
     """What an allocator gives."""
     sizes = problem.full.copy()
     for axis, ranks in ALLOCATORS[name]().allocate(problem).items():
-        sizes[problem.network.index(axis)] = len(ranks)
+        sizes[problem.traced.index(axis)] = len(ranks)
     return sizes
 
 
@@ -184,10 +184,10 @@ class _Round:
         )  # fmt: skip
         self.parts = min(len(self.supernet.chunks), -(-options.rated // min(options.first, options.rated)))
         self.grid = Grid.of(problem, levels)
-        self.places = [problem.network.index(name) for name in self.grid.names]
+        self.places = [problem.traced.index(name) for name in self.grid.names]
         self.fixed = problem.full.copy()
         for name, sizes_L in levels.items():
-            self.fixed[problem.network.index(name)] = sizes_L[-1]
+            self.fixed[problem.traced.index(name)] = sizes_L[-1]
         self.errors: dict[bytes, float] = {}  # in the last stage
         self.evaluations = 0
 
@@ -207,7 +207,7 @@ class _Round:
 
         options, grid = self.options, self.grid
         first = [grid.nearest(dict(zip(grid.names, sizes[self.places].tolist()))) for sizes in starts]
-        curves = [self.problem.curve(self.problem.network.axis(name)) for name in grid.names]
+        curves = [self.problem.curve(self.problem.traced.axis(name)) for name in grid.names]
         known = self.problem.additive or bool(self.problem.curves)
         sampler = TyrSampler(
             grid, population_size=options.children, start=first[0], seed=self.problem.seed + self.number,
@@ -251,7 +251,7 @@ class _Final:
         parts = parts_of(problem, min(samples, 64), 2 * samples)
         self.problem, self.samples = problem, samples
         self.healing, self.comparing = parts[::2], parts[1::2] or parts
-        self.wanted = self._outputs(problem.network.model)
+        self.wanted = self._outputs(problem.traced.model)
         self.known: dict[bytes, float] = {}
 
     def error(self, sizes: Sizes) -> float:
@@ -261,7 +261,7 @@ class _Final:
         return self.known[sizes.tobytes()]
 
     def _error(self, sizes: Sizes) -> float:
-        network, seed = self.problem.network, self.problem.seed
+        network, seed = self.problem.traced, self.problem.seed
         left = {axis: int(sizes[network.index(axis.name)]) for axis in self.problem.axes}
         cuts = (Keep(axis.name, axis.size, self.problem.best(axis, k)) for axis, k in left.items() if k < axis.size)
         plan = Plan(tuple(cuts))

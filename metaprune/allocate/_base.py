@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaprune.errors import BudgetError, ConfigError, InputError, did_you_mean
-from metaprune.graph import Axis, Cost, Network
+from metaprune.graph import Axis, Entries, Network
 from metaprune.registry import Registry
 from metaprune.task import Task, require_classes, require_finite
 
@@ -25,12 +25,45 @@ _PERCENT = " A budget up to 1 is a fraction, above 1 an absolute number."
 ALIGNED = ("channel", "hidden")  # kinds of axes whose sizes matter to vector units
 
 
+class Quantities(Protocol):
+    """A cost: a number, or an array of them, by quantity."""
+
+    def __getitem__(self, quantity: str, /) -> Any: ...
+
+
+class Units(Protocol):
+    """What has units, as allocators see it: a network with its axes, the entries of its weights, ranks of matrices."""
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Sets of units; a unit is worth what the problem says, whatever it is."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor that the axes are bound to."""
+        ...
+
+    def index(self, name: str) -> int:
+        """The place of an axis, by name."""
+        ...
+
+    def cost(self, sizes: npt.ArrayLike | None = None) -> Quantities:
+        """Cost of one configuration (one size an axis, in their order), or of all units. Never falls with a size."""
+        ...
+
+    def cost_many(self, sizes: npt.ArrayLike) -> Quantities:
+        """Cost of many configurations, integers (n, axes): arrays of shape (n,)."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Units with a value and a cost, and limits on the cost.
 
     Args:
-        network: Gives the cost of any configuration.
+        network: Whose units they are; gives the cost of any configuration. Allocators that only weigh values against
+            costs take anything that is :class:`Units`; those that run a network need a traced one.
         scores: Axis name -> value of each unit, larger means keep; an axis without scores keeps all its units.
         limits: Quantity of cost -> what it may be at most.
         additive: Scores are comparable and addable over axes, so that they can be held against cost.
@@ -49,7 +82,7 @@ class Problem:
         BudgetError: Even the floors cost more than a limit; the smallest reachable cost is named.
     """
 
-    network: Network
+    network: Units
     scores: Mapping[str, Tensor]
     limits: Mapping[str, float]
     additive: bool = False
@@ -92,6 +125,26 @@ class Problem:
                     f"{smallest[quantity]:.12g} ({smallest[quantity] / full:.3f} of the dense network). Raise the "
                     f"budget, or lower --floor or --round-to.{_PERCENT if 1 < limit <= 100 else ''}"
                 )
+
+    @property
+    def traced(self) -> Network:
+        """The traced network, for allocators that need one."""
+        assert isinstance(self.network, Network)
+        return self.network
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that the units are of, for allocators that run it.
+
+        Raises:
+            ConfigError: They are of none.
+        """
+        if not isinstance(self.network, Network | Entries):
+            raise ConfigError(
+                f"this allocator runs a network, but the units are those of {type(self.network).__name__}. Take one "
+                "that needs no data."
+            )
+        return self.network.model
 
     def _check_shares(self, name: str, given: Shares, holds: Callable[[float], bool], rule: str) -> None:
         for pattern, share in given.items() if isinstance(given, Mapping) else [("*", given)]:
@@ -201,7 +254,7 @@ class Problem:
         """Every limit holds."""
         return self.within(self.network.cost(sizes))
 
-    def within(self, cost: Cost) -> bool:
+    def within(self, cost: Quantities) -> bool:
         """Every limit holds for this cost."""
         return all(cost[quantity] <= limit for quantity, limit in self.limits.items())
 
@@ -259,7 +312,7 @@ class Allocator(ABC):
     """Decides what stays. Concrete allocators are frozen dataclasses in :data:`ALLOCATORS`.
 
     Attributes:
-        needs: What it reads besides scores: ``data`` (and with it the task).
+        needs: What it reads besides scores: ``data`` (and with it the task), a traced ``network`` with axes.
         whole: Residual branches leave whole, and nothing else does.
         adds: It adds up what axes lose, which asks for scores that are losses, or for curves.
     """
@@ -278,19 +331,39 @@ class Allocator(ABC):
         Raises:
             ConfigError: The allocator needs data that were not given.
         """
+        sizes = self.sizes(problem)
+        return {axis.name: problem.best(axis, sizes[problem.network.index(axis.name)]) for axis in problem.axes}
+
+    def sizes(self, problem: Problem) -> Sizes:
+        """How many units stay of every axis; as :meth:`allocate`, where it does not matter which.
+
+        Raises:
+            ConfigError: The allocator needs data that were not given, or axes of a network.
+        """
+        name = next((name for name in ALLOCATORS if ALLOCATORS[name] is type(self)), type(self).__name__)
+        if _cuts_axes(self) and not isinstance(problem.network, Network):
+            ready = ", ".join(name for name in ALLOCATORS if not _cuts_axes(ALLOCATORS[name]))
+            raise ConfigError(
+                f"allocator {name!r} needs a network that loses whole units, but what leaves here are units of "
+                f"{type(problem.network).__name__}. Take one that weighs values against costs: {ready}."
+            )
         if self.needs and (problem.batches is None or problem.task is None):
-            name = next(name for name in ALLOCATORS if ALLOCATORS[name] is type(self))
             ready = ", ".join(name for name in ALLOCATORS if not ALLOCATORS[name].needs)
             raise ConfigError(
                 f"allocator {name!r} needs data. Give `data=` (--data), or take one that needs none: {ready}."
             )
         sizes = problem.full if problem.fits(problem.full) else problem.filled(self._sizes(problem))
         assert problem.fits(sizes)
-        return {axis.name: problem.best(axis, sizes[problem.network.index(axis.name)]) for axis in problem.axes}
+        return sizes
 
     @abstractmethod
     def _sizes(self, problem: Problem) -> Sizes:
         """Sizes that meet the limits, when the dense network does not."""
+
+
+def _cuts_axes(allocator: Allocator | type[Allocator]) -> bool:
+    """It looks at a network that loses whole units or branches."""
+    return allocator.whole or "network" in allocator.needs
 
 
 ALLOCATORS: Registry[type[Allocator]] = Registry(

@@ -34,7 +34,7 @@ class Branch:
 
 def find_branches(problem: Problem) -> tuple[Branch, ...]:
     """The branches of a network in which an axis that may be cut lies; a cost knows the others to stay."""
-    network = problem.network
+    network = problem.traced
     parameters = dict(network.model.named_parameters())
     axes = {axis.name: {name for name, _ in axis.bindings if name in parameters} for axis in problem.axes}
     found = []
@@ -90,7 +90,7 @@ class Outputs:
         return float(np.mean([distortion(whole, cut) for whole, cut in pairs]))
 
     def _run(self, dropped: Collection[Branch]) -> list[Tensor]:
-        network, task = self.problem.network, self.problem.task
+        network, task = self.problem.traced, self.problem.task
         assert task is not None
         outputs: list[Any] = []
         with evaluating(network.model):

@@ -40,7 +40,7 @@ class Adapt(Allocator):
         batches: At most so many are looked at, at least 1.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"data"})
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "network"})
     step: float = 0.02
     amplitude: float = 0.02
     every: int = 5
@@ -78,7 +78,7 @@ class Adapt(Allocator):
 
 def importances(problem: Problem, shares: Shares, batches: int) -> dict[str, float]:
     """How much the branch of each droppable axis turns the stream, with these shares of every axis left: -cos."""
-    network = problem.network
+    network = problem.traced
     keep = {
         network.index(axis.name): np.array(problem.best(axis, problem.aligned(axis, shares[axis.name] * axis.size)))
         for axis in problem.axes

@@ -52,7 +52,7 @@ class Ecoflap(Allocator):
         steepest = max(slopes.values()) or 1.0
         slopes = {name: slope / steepest for name, slope in slopes.items()}
         even = by_share(problem, lambda place: dict.fromkeys(slopes, place))
-        share = float(sum(even[problem.network.index(name)] / problem.network.axis(name).size for name in slopes))
+        share = float(sum(even[problem.network.index(axis.name)] / axis.size for axis in problem.axes))
         base = max(0.0, share / len(slopes) - self.spread)
         whole = 1 / max(min(slopes.values()), 1e-3)
 
@@ -64,11 +64,11 @@ class Ecoflap(Allocator):
     def slope(self, problem: Problem, axis: Axis) -> float:
         """Mean slope of the loss along a random direction in the weights of one axis."""
         assert problem.task is not None
-        weights = dict(problem.network.model.named_parameters())
+        weights = dict(problem.model.named_parameters())
         names = sorted({name for name, _ in axis.bindings if name in weights and weights[name].is_floating_point()})
         generator = torch.Generator().manual_seed(problem.seed)
         total, count = 0.0, 0
-        with evaluating(problem.network.model), torch.no_grad(), on_calibration_data():
+        with evaluating(problem.model), torch.no_grad(), on_calibration_data():
             for batch in problem.first(self.batches):
                 step = {
                     name: self.epsilon * torch.randn(weights[name].shape, generator=generator).to(weights[name])
@@ -83,6 +83,6 @@ class Ecoflap(Allocator):
         assert problem.task is not None
 
         def model(*args: Any, **kwargs: Any) -> Any:
-            return functional_call(problem.network.model, weights, args, kwargs)
+            return functional_call(problem.model, weights, args, kwargs)
 
         return float(problem.task.slope(model, batch, torch.Generator().manual_seed(problem.seed)))

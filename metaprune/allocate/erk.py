@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from math import prod
 
-from metaprune.allocate._base import ALLOCATORS, Allocator, Problem, Sizes
+from metaprune.allocate._base import ALLOCATORS, Allocator, Problem, Sizes, Units
 from metaprune.allocate._paths import by_share
-from metaprune.graph import Axis, Network
+from metaprune.graph import Axis
 
 
 @ALLOCATORS.register("erk")
@@ -32,7 +32,7 @@ class Erk(Allocator):
         return by_share(problem, shares)
 
 
-def density(network: Network, axis: Axis) -> float:
+def density(network: Units, axis: Axis) -> float:
     """The sum over the product of the dimensions of the largest weight that an axis is a dimension of."""
     shapes = [network.shapes[name] for name, _ in axis.bindings]
     shape = max(shapes, key=lambda sizes: (len(sizes) > 1, prod(sizes)))

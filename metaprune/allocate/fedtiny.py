@@ -37,7 +37,7 @@ class Fedtiny(Allocator):
         batches: At most so many are looked at, at least 1.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"data"})
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "network"})
     candidates: int = 10
     spread: float = 0.5
     batches: int = 4
@@ -75,7 +75,7 @@ def loss_of(problem: Problem, sizes: Sizes, batches: int) -> float:
         for axis in problem.axes
         if sizes[problem.network.index(axis.name)] < axis.size
     ]
-    slim = normalising_by_batch(problem.network.apply(Plan(tuple(keeps))))
+    slim = normalising_by_batch(problem.traced.apply(Plan(tuple(keeps))))
     with torch.no_grad(), on_calibration_data():
         losses = [float(problem.task.step(slim, batch)) for batch in problem.first(batches)]
     return float(np.mean(losses))

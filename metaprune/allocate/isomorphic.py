@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metaprune.allocate._base import ALLOCATORS, Allocator, Problem, Sizes
+from metaprune.allocate._base import ALLOCATORS, Allocator, Problem, Sizes, Units
 from metaprune.allocate._paths import Numbers, by_threshold
 from metaprune.graph import Axis, Network
 
@@ -38,8 +38,11 @@ class Isomorphic(Allocator):
         return by_threshold(problem, values)
 
 
-def role(network: Network, axis: Axis) -> Role:
-    """What the units of an axis are in a network: their kind, and the calls and kernels that make and read them."""
-    places = network.places.places
-    uses = ((places[name].type, dim, network.shapes[name][2:]) for name, dim in axis.bindings)
+def role(network: Units, axis: Axis) -> Role:
+    """What the units of an axis are in a network: their kind, and the calls and kernels that make and read them.
+
+    Of units that are no axes of a network (entries of weights) no calls are known, and kernels tell.
+    """
+    types = {name: place.type for name, place in network.places.places.items()} if isinstance(network, Network) else {}
+    uses = ((types.get(name, ""), dim, network.shapes[name][2:]) for name, dim in axis.bindings)
     return axis.kind, axis.droppable, frozenset(uses)

@@ -68,6 +68,13 @@ def freeze_selected(trace: Trace, model: nn.Module, freeze: Sequence[str], only:
         _freeze_others(trace, _parameters_of(model, chosen, trace), f"frozen by the user (only {', '.join(only)})")
 
 
+def parameters_left_to(trace: Trace, model: nn.Module, freeze: Sequence[str], only: Sequence[str]) -> set[str]:
+    """First names of the parameters and buffers that the user leaves free; arguments as for :func:`freeze_selected`."""
+    held = {pattern: _parameters_of(model, _matching(model, pattern, "freeze"), trace) for pattern in (*freeze, *only)}
+    chosen = set().union(*(held[pattern] for pattern in only)) if only else set(trace.parameters)
+    return chosen.difference(*(held[pattern] for pattern in freeze))
+
+
 def _met_in(trace: Trace, paths: set[str]) -> list[int]:
     """Values that these modules get and give, and those that calls inside of them do."""
     numbers: set[int] = set()
