@@ -1,6 +1,6 @@
 """Criteria: what a unit is worth, one file each."""
 
-from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Curves, Scores, Verdict
+from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Curves, Scores, Verdict, require_entrywise
 from metaprune.criteria.bn_scale import BnScale
 from metaprune.criteria.combined import Product, RankAverage
 from metaprune.criteria.distortion import Distortion
@@ -49,5 +49,6 @@ __all__ = [
     "Wanda",
     "metanet_edit",
     "metanet_scores",
+    "require_entrywise",
     "unit_scores",
 ]

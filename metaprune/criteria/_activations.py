@@ -1,23 +1,29 @@
 """What layers read: the values of units on calibration data.
 
-Array suffixes: N positions along the dimension that holds the units, P places and samples, U units.
+Array suffixes: N positions along the dimension that holds the units, P places and samples, U units; for calls as in
+:mod:`metaprune.graph.linear_calls`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metaprune.criteria._base import Calibration
-from metaprune.criteria._gradients import groups_of
-from metaprune.graph import Network
+from metaprune.criteria._gradients import groups_of, samples_in
+from metaprune.graph import Entries, Network
+from metaprune.graph.linear_calls import LinearCall
 from metaprune.graph.lockstep import watching
 from metaprune.graph.reads import Read
 from metaprune.graph.record import Op
+from metaprune.graph.stepping import Pending, side_by_side
 from metaprune.modes import evaluating
 from metaprune.task import on_calibration_data
+
+ROWS = 4096  # of what a call reads, worked on at once
 
 
 def judged_reads(network: Network) -> dict[str, tuple[Read, ...]]:
@@ -74,6 +80,69 @@ def outputs_of(network: Network, calibration: Calibration, batch: Any, model: An
     model = network.model if model is None else model
     with on_calibration_data():
         return model(batch[0]) if calibration.task is None else calibration.task.outputs(model, batch)
+
+
+def watch_calls(
+    network: Network,
+    calibration: Calibration,
+    batches: Sequence[Any],
+    calls: Mapping[int, LinearCall],
+    visit: Callable[[LinearCall, Mapping[str, Any], Tensor], None],
+    model: Any = None,
+) -> None:
+    """Run the network on batches and show its linear calls.
+
+    Args:
+        network: The network.
+        calibration: Whose task says how it is run.
+        batches: What on.
+        calls: What to show, by the index of the call.
+        visit: Gets each of them, its arguments by name, and its result.
+        model: A copy of the network to run in its place.
+    """
+
+    def watch(pending: Pending, out: Any) -> None:
+        if pending.op is not None and pending.op.index in calls:
+            visit(calls[pending.op.index], pending.arguments, out)
+
+    with evaluating(network.model if model is None else model), torch.no_grad():
+        for batch in batches:
+            forward = partial(outputs_of, network, calibration, batch, model)
+            with on_calibration_data(), side_by_side([forward], network.layout.trace) as (run,):
+                run.run_until(None, watch)
+
+
+def entry_norms(entries: Entries, calibration: Calibration) -> dict[str, Tensor]:
+    """What each entry of a weight is multiplied by, as a norm over all places, root mean square over samples.
+
+    Weights that no call has for itself (of recurrent layers, tied ones) are left out.
+
+    Returns:
+        By weight, something that its shape can be multiplied by, float64.
+    """
+    assert calibration.batches is not None
+    named = {name: call for name, call in entries.network.linear_calls.items() if name in entries.names}
+    energy: dict[str, Tensor] = {}
+
+    def add(call: LinearCall, arguments: Mapping[str, Any], out: Tensor) -> None:
+        for chosen in torch.arange(call.count(out), device=out.device).split(ROWS):
+            square_GD = call.rows(arguments, chosen).double().square().sum(1).cpu()
+            energy[call.weight] = energy.get(call.weight, 0) + square_GD
+
+    batches = list(calibration.batches())
+    watch_calls(entries.network, calibration, batches, {call.op.index: call for call in named.values()}, add)
+    samples = sum(map(samples_in, batches))
+    return {
+        name: in_weight_shape(named[name], (square_GD / samples).sqrt()[:, :, None], entries.shapes[name])
+        for name, square_GD in energy.items()
+    }
+
+
+def in_weight_shape(call: LinearCall, matrix_GDO: Tensor, shape: Sequence[int]) -> Tensor:
+    """Something about each entry of the matrix of a call, in the shape of its weight; one column serves all outputs."""
+    groups = len(matrix_GDO)
+    outputs = call.matrix(torch.empty(shape, device="meta"), groups).shape[2]
+    return call.weight_of(matrix_GDO.expand(-1, -1, outputs), torch.Size(shape))
 
 
 @dataclass

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from metaprune.errors import ConfigError, InputError
-from metaprune.graph import Network
+from metaprune.graph import Entries, Network
 from metaprune.registry import Registry
 from metaprune.task import Task, require_classes, require_finite
 
-Scores = dict[str, Tensor]  # axis name -> (units,), float64, not negative
+Scores = dict[str, Tensor]  # axis name -> (units,), or weight -> one an entry, in its shape; float64, not negative
 Curves = dict[str, Tensor]  # axis name -> (units + 1,), float64: predicted loss with that many units kept
 
 
@@ -96,21 +96,25 @@ class Criterion(ABC):
         additive: A score estimates how much the loss rises when the unit leaves, so that scores of different axes can
             be compared, added, and held against what the unit costs.
         together: It looks at all weights at once, so that the network must be in memory.
+        entrywise: It also scores the single entries of weights.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     additive: ClassVar[bool] = False
     together: ClassVar[bool] = False
+    entrywise: ClassVar[bool] = False
 
-    def score(self, network: Network, calibration: Calibration) -> Scores:
+    def score(self, network: Network | Entries, calibration: Calibration) -> Scores:
         """The scores of :meth:`judge`."""
         return self.judge(network, calibration).scores
 
-    def judge(self, network: Network, calibration: Calibration) -> Verdict:
+    def judge(self, network: Network | Entries, calibration: Calibration) -> Verdict:
         """Score every unit of every prunable axis that the criterion can judge; others are left out, and kept.
 
+        Of entries, every one of every weight.
+
         Raises:
-            ConfigError: The criterion needs data or a task that was not given.
+            ConfigError: The criterion needs data or a task that was not given, or scores no entries.
             InputError: A score is not finite, all are 0, or the data hold no samples, one class alone, or NaN.
         """
         name = next((name for name in CRITERIA if CRITERIA[name] is type(self)), type(self).__name__)
@@ -119,7 +123,7 @@ class Criterion(ABC):
         if "gradients" in self.needs and calibration.task is None:
             raise ConfigError(f"criterion {name!r} needs a loss. Give `loss=` (--task).")
         seen = _Seen(calibration)
-        verdict = self._judge(network, replace(calibration, batches=seen.batches) if self.needs else calibration)
+        verdict = self._verdict(network, replace(calibration, batches=seen.batches) if self.needs else calibration)
         if self.needs:
             seen.check()
         for axis, score_U in verdict.scores.items():
@@ -136,6 +140,16 @@ class Criterion(ABC):
             )
         return verdict
 
+    def _verdict(self, network: Network | Entries, calibration: Calibration) -> Verdict:
+        if isinstance(network, Network):
+            return self._judge(network, calibration)
+        require_entrywise(self)
+        return Verdict(self._score_entries(network, calibration))
+
+    def _score_entries(self, entries: Entries, calibration: Calibration) -> Scores:
+        """For criteria that are `entrywise`; by weight, in its shape."""
+        raise NotImplementedError
+
     def _judge(self, network: Network, calibration: Calibration) -> Verdict:
         """For criteria that know more than scores."""
         return Verdict(self._score(network, calibration))
@@ -145,3 +159,19 @@ class Criterion(ABC):
 
 
 CRITERIA: Registry[type[Criterion]] = Registry("criterion", "metaprune.criteria", home="metaprune.criteria")
+
+
+def require_entrywise(criterion: Criterion | type[Criterion]) -> None:
+    """The criterion scores single entries of weights.
+
+    Raises:
+        ConfigError: It scores whole units alone; those that score entries are named.
+    """
+    if not criterion.entrywise:
+        kind = criterion if isinstance(criterion, type) else type(criterion)
+        name = next((name for name in CRITERIA if CRITERIA[name] is kind), kind.__name__)
+        able = ", ".join(name for name in CRITERIA if CRITERIA[name].entrywise)
+        raise ConfigError(
+            f"criterion {name!r} scores whole units, not the single entries of weights. Take one of {able}, or a "
+            "budget that units are cut for, e.g. macs=0.5."
+        )

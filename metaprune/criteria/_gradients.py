@@ -1,6 +1,6 @@
 """Gradients of the loss, one small group of samples after another."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from metaprune.criteria._base import Calibration
 from metaprune.errors import ConfigError
-from metaprune.graph import Axis, Network
+from metaprune.graph import Axis, Entries, Network
 from metaprune.modes import evaluating
 from metaprune.task import Task, on_calibration_data
 
@@ -39,6 +39,27 @@ def gradients_of_groups(
             with on_calibration_data():
                 loss = calibration.task.slope(bound(network, weights), group, generator)
             yield samples_in(group), _gradients(loss, weights, calibration.task)
+
+
+def entry_changes(
+    entries: Entries, calibration: Calibration, size: int, samples: int | None, of: Callable[[int, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """What groups of samples say of weight times gradient, entry by entry, added up and over all samples; float64.
+
+    Args:
+        entries: Of which weights.
+        calibration: Gives the data and the task.
+        size: Samples in a group.
+        samples: How many in all; None for all that there are.
+        of: What to add up, of the number of samples in a group and the products.
+    """
+    weights, seen = free_weights(entries.network), 0
+    totals = {name: torch.zeros(entries.shapes[name], dtype=torch.float64) for name in entries.names}
+    for count, gradients in gradients_of_groups(entries.network, calibration, weights, size, samples):
+        for name in totals.keys() & gradients.keys():
+            totals[name] += of(count, (weights[name].detach() * gradients[name]).double().cpu())
+        seen += count
+    return {name: total / max(seen, 1) for name, total in totals.items()}
 
 
 def bound(network: Network, weights: Mapping[str, Tensor]) -> Any:

@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
-from metaprune.criteria._gradients import free_weights, gate_gradients, gradients_of_groups
+from metaprune.criteria._gradients import entry_changes, free_weights, gate_gradients, gradients_of_groups
 from metaprune.errors import ConfigError
-from metaprune.graph import Network
+from metaprune.graph import Entries, Network
 
 
 @CRITERIA.register("fisher")
@@ -20,7 +20,8 @@ class Fisher(Criterion):
 
     With ``group=1`` this is half the mean of squares of each sample's gradient, as in the paper; means over groups
     times their size estimate the same where the mean gradient is small, as in a trained network, and cost less. A unit
-    that no weight reads (a dimension of query and key) is scored through the weights that make it.
+    that no weight reads (a dimension of query and key) is scored through the weights that make it. An entry of a weight
+    is worth `group / 2 * mean_groups (w * dL/dw)^2`.
 
     Source: Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018, arXiv:1801.05787,
     equation 9; gates through the weights that read a unit, layers added.
@@ -32,6 +33,7 @@ class Fisher(Criterion):
 
     needs: ClassVar[frozenset[str]] = frozenset({"data", "gradients"})
     additive: ClassVar[bool] = True
+    entrywise: ClassVar[bool] = True
     group: int = 4
     samples: int = 1024
 
@@ -53,3 +55,8 @@ class Fisher(Criterion):
                 totals[axis.name] += count**2 / 2 * gate_gradients(axis, signed).square().sum(0)
             seen += count
         return {name: total_U / max(seen, 1) for name, total_U in totals.items()}
+
+    def _score_entries(self, entries: Entries, calibration: Calibration) -> Scores:
+        return entry_changes(
+            entries, calibration, self.group, self.samples, lambda count, change: count**2 / 2 * change.square()
+        )

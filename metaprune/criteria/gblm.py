@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metaprune.criteria._activations import judged_reads, over_units, read_moments, relative_mean
+from metaprune.criteria._activations import entry_norms, judged_reads, over_units, read_moments, relative_mean
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
 from metaprune.criteria._gradients import free_weights, gradients_of_groups
 from metaprune.errors import ConfigError
-from metaprune.graph import Network
+from metaprune.graph import Entries, Network
 from metaprune.graph.reads import Read
 
 
@@ -21,25 +21,30 @@ class Gblm(Criterion):
 
         G = sqrt(sum_samples (scale * dL_sample/dw)^2)
 
-    Relative to the mean of the axis, averaged over the layers that read it. Axes that no weight reads (the dimensions
-    of query and key) are left out, and kept.
+    or with `order` 1 the sum of their absolute values. Relative to the mean of the axis, averaged over the layers that
+    read it. Axes that no weight reads (the dimensions of query and key) are left out, and kept. An entry of a weight is
+    worth `|w_ij| * (||x_j|| + G_ij)`, as in the paper.
 
     Source: Das et al., Beyond Size: How Gradients Shape Pruning Decisions in Large Language Models, 2023,
-    arXiv:2311.04902, section 3, over the units of an axis.
+    arXiv:2311.04902, section 3, over the units of an axis, or entry by entry.
 
     Args:
         samples: Whose gradients are taken, one by one, at least 1.
         scale: Of gradients against activations, at least 0.
+        order: Of the norm of the gradients, 1 or 2.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"data", "gradients"})
     samples: int = 128
     scale: float = 100.0
+    order: int = 2
+    entrywise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.scale < 0:
+        if self.samples < 1 or self.scale < 0 or self.order not in (1, 2):
             raise ConfigError(
-                f"`samples >= 1` and `scale >= 0` must hold, but they are {self.samples} and {self.scale}."
+                "`samples >= 1`, `scale >= 0` and `order` 1 or 2 must hold, but they are "
+                f"{self.samples}, {self.scale} and {self.order}."
             )
 
     def _score(self, network: Network, calibration: Calibration) -> Scores:
@@ -55,11 +60,16 @@ class Gblm(Criterion):
 
         return {axis: relative_mean([worth(read) for read in group]) for axis, group in reads.items()}
 
+    def _score_entries(self, entries: Entries, calibration: Calibration) -> Scores:
+        norms, weights = entry_norms(entries, calibration), entries.weights
+        gradient = self._gradient_norms(entries.network, calibration, set(norms))
+        return {name: weights[name].double().cpu().abs() * (norm + gradient[name]) for name, norm in norms.items()}
+
     def _gradient_norms(self, network: Network, calibration: Calibration, names: set[str]) -> dict[str, Tensor]:
         """Norm over the samples of the scaled gradient of every weight, float64."""
         weights = free_weights(network)
         total = {name: torch.zeros(network.shapes[name], dtype=torch.float64) for name in names}
         for _, gradients in gradients_of_groups(network, calibration, weights, 1, self.samples):
             for name in names & gradients.keys():
-                total[name] += (self.scale * gradients[name].double().cpu()).square()
-        return {name: entries.sqrt() for name, entries in total.items()}
+                total[name] += (self.scale * gradients[name].double().cpu()).abs().pow(self.order)
+        return {name: sums.pow(1 / self.order) for name, sums in total.items()}

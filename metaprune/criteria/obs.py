@@ -21,20 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metaprune.criteria._activations import outputs_of
+from metaprune.criteria._activations import in_weight_shape, outputs_of, watch_calls
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Curves, Scores, Verdict
 from metaprune.criteria._gradients import groups_of
 from metaprune.errors import ConfigError
-from metaprune.graph import Dim, Network
+from metaprune.graph import Dim, Entries, Network
 from metaprune.graph.axes import Labels
 from metaprune.graph.layout import Layout
 from metaprune.graph.linear_calls import LinearCall, damped_factor, linear_calls
 from metaprune.graph.prefix import Prefix
 from metaprune.graph.record import Op, tensors_in
-from metaprune.graph.stepping import Pending, side_by_side
 from metaprune.graph.twin import named_tensors
 from metaprune.measure.distortion import output_error
-from metaprune.task import on_calibration_data
 
 
 @CRITERIA.register("obs")
@@ -68,6 +66,7 @@ class Obs(Criterion):
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
     additive: ClassVar[bool] = True
     together: ClassVar[bool] = True
+    entrywise: ClassVar[bool] = True
     samples: int = 512
     rows: int = 16384
     ridge: float = 1e-3
@@ -114,6 +113,21 @@ class Obs(Criterion):
         alone = [cuts[name] for name in consumers if name in cuts]
         together = partial(run.error, whole, wanted)
         return Verdict(scores, curves, self._additivity(together, alone, calibration.generator()))
+
+    @torch.no_grad()
+    def _score_entries(self, entries: Entries, calibration: Calibration) -> Scores:
+        network = entries.network
+        calls = {call.op.index: call for name, call in network.linear_calls.items() if name in entries.names}
+        moments = _Runs(network.model, network, calibration).moments(calls, self.samples, self.rows)
+        scores = {}
+        for index, call in calls.items():
+            h_GDD = moments[index].covariance(centred=bool(call.intercept))
+            matrix_GDO = call.matrix(network.weights[call.weight].detach(), len(h_GDD)).to(h_GDD)
+            inverse_GDD = torch.cholesky_inverse(damped_factor(h_GDD, self.ridge))
+            loss_GDO = matrix_GDO.square() / inverse_GDD.diagonal(dim1=1, dim2=2)[:, :, None]
+            variance = (matrix_GDO * (h_GDD @ matrix_GDO)).sum().clamp_min(1e-300)
+            scores[call.weight] = in_weight_shape(call, loss_GDO / variance, entries.shapes[call.weight]).cpu()
+        return scores
 
     def _additivity(
         self, error: Callable[[Sequence["Healed"]], float], cuts: Sequence["_Cut"], generator: torch.Generator
@@ -246,19 +260,12 @@ class _Runs:
         moments = {index: Moments() for index in calls}
         generator = torch.Generator().manual_seed(self.calibration.seed)
 
-        def watch(pending: Pending, out: Any) -> None:
-            if pending.op is None or pending.op.index not in calls:
-                return
-            call = calls[pending.op.index]
+        def add(call: LinearCall, arguments: Mapping[str, Any], out: Tensor) -> None:
             count = call.count(out)
             chosen = torch.randperm(count, generator=generator)[: max(1, rows // len(batches))].to(out.device)
-            x_GBD = call.rows(pending.arguments, chosen if len(chosen) < count else None)
-            moments[pending.op.index].add(x_GBD)
+            moments[call.op.index].add(call.rows(arguments, chosen if len(chosen) < count else None))
 
-        for batch in batches:
-            forward = partial(outputs_of, self.network, self.calibration, batch, self.model)
-            with on_calibration_data(), side_by_side([forward], self.network.layout.trace) as (run,):
-                run.run_until(None, watch)
+        watch_calls(self.network, self.calibration, batches, calls, add, self.model)
         return moments
 
     def prefix(self, samples: int) -> Prefix:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from metaprune.criteria._base import CRITERIA, Calibration, Criterion, Scores
-from metaprune.criteria._gradients import free_weights, gate_gradients, gradients_of_groups
+from metaprune.criteria._gradients import entry_changes, free_weights, gate_gradients, gradients_of_groups
 from metaprune.errors import ConfigError
-from metaprune.graph import Axis, Network
+from metaprune.graph import Axis, Entries, Network
 
 
 @CRITERIA.register("taylor")
@@ -26,7 +26,8 @@ class Taylor(Criterion):
     arXiv:1611.06440, equation 7, with the activation gates expressed through the weights that read them.
     Differs from it: the changes of several layers are added in absolute value, so that those of a residual stream,
     which is read by many, cannot cancel; and the layers' norms play no part. A unit that no weight reads (a dimension
-    of query and key) is scored through the weights that make it.
+    of query and key) is scored through the weights that make it. An entry of a weight is worth
+    `mean_groups |w * dL/dw|`.
 
     Args:
         group: Samples whose gradients are averaged before the absolute value is taken, at least 1.
@@ -34,6 +35,7 @@ class Taylor(Criterion):
 
     needs: ClassVar[frozenset[str]] = frozenset({"data", "gradients"})
     additive: ClassVar[bool] = True
+    entrywise: ClassVar[bool] = True
     group: int = 16
 
     def __post_init__(self) -> None:
@@ -53,6 +55,9 @@ class Taylor(Criterion):
                 )
             seen += count
         return {name: total_U / max(seen, 1) for name, total_U in totals.items()}
+
+    def _score_entries(self, entries: Entries, calibration: Calibration) -> Scores:
+        return entry_changes(entries, calibration, self.group, None, lambda count, change: count * change.abs())
 
 
 def _change(axis: Axis, signed: dict[tuple[str, int], Tensor]) -> Tensor:
