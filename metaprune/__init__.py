@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from metaprune.pipeline import Result, load, prune
     from metaprune.planning import plan
     from metaprune.plans import Plan
+    from metaprune.sparsity import sparsify
     from metaprune.stream import parameters_on_meta, prune_files
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "prune",
     "prune_files",
     "register_rule",
+    "sparsify",
     "trace",
 ]
 
@@ -46,6 +48,7 @@ _HOMES = {
     "prune": "metaprune.pipeline",
     "prune_files": "metaprune.stream",
     "register_rule": "metaprune.graph",
+    "sparsify": "metaprune.sparsity",
     "trace": "metaprune.graph",
 }
 

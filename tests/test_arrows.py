@@ -26,6 +26,7 @@ ROWS = [
     {"export"},
     {"rounds"},
     {"planning"},
+    {"sparsity"},
     {"pipeline"},
     {"stream", "subject"},
     {"search"},

@@ -174,9 +174,17 @@ def n_of_m(score: Tensor, pattern: str, into: int) -> Tensor:
         raise ConfigError(f"{pattern} needs a dimension that {m} divides, but it is {score.shape[into]}.")
     _require_finite({"score": score})
     groups = score.detach().double().movedim(into, -1).unflatten(-1, (-1, m))
-    leaving = groups.argsort(dim=-1, stable=True)[..., : m - n]
-    kept = torch.ones_like(groups, dtype=torch.bool).scatter_(-1, leaving, False)
-    return kept.flatten(-2).movedim(-1, into).contiguous()
+    return best_of(groups, n).flatten(-2).movedim(-1, into).contiguous()
+
+
+def best_of(score: Tensor, count: int) -> Tensor:
+    """Which entries are the `count` best along the last dimension; of equal ones the first leave first.
+
+    >>> best_of(torch.tensor([[1.0, 2.0, 1.0]]), 2).tolist()
+    [[False, True, True]]
+    """
+    leaving = score.argsort(dim=-1, stable=True)[..., : score.shape[-1] - count]
+    return torch.ones_like(score, dtype=torch.bool).scatter_(-1, leaving, False)
 
 
 def _require_finite(scores: Mapping[str, Tensor]) -> None:
