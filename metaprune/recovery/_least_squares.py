@@ -1,6 +1,7 @@
 """Ridge least squares over the rows of many batches: what is to be added to a weight and an intercept.
 
-Legend of the tensor suffixes: as in :mod:`metaprune.graph.linear_calls`.
+Legend of the tensor suffixes: as in :mod:`metaprune.graph.linear_calls`; C some outputs, K inputs that one
+of them uses.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from metaprune.errors import InputError
 from metaprune.graph.linear_calls import damped_factor
 
 _SMALLEST = 1e-3  # scale of a BatchNorm channel relative to the largest; what goes through less is not made up for
+SYSTEMS = 1 << 24  # entries of normal equations that are solved at once
 _UNCHANGED = 1e-10  # mean square of what a layer lacks, relative to that of what it should give
 
 
@@ -91,12 +93,18 @@ class Sums:
         self.xr_GDO = self._mean(part.x_GBD.mT @ r_GBO for part, r_GBO in zip(self.rows, lacks))
         return sum(float(r_GBO.square().sum()) for r_GBO in lacks) > _UNCHANGED * self.given
 
-    def solved(self, ridge: float, only_bias: bool) -> tuple[Tensor, Tensor]:
-        """Changes of the weight (G, D, O) and of the intercept (G, O), which the rows follow at the next look."""
+    def solved(self, ridge: float, only_bias: bool, kept_GDO: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Changes of the weight (G, D, O) and of the intercept (G, O), which the rows follow at the next look.
+
+        Args:
+            ridge: Strength of the ridge.
+            only_bias: Change the intercept alone.
+            kept_GDO: The entries of the weight that may change; None for all.
+        """
         change_GDO, shift_GO = torch.zeros_like(self.xr_GDO), self.r_GO * self.centred
         if not only_bias:
             xr_GDO = self.xr_GDO - self.x_GD[:, :, None] * shift_GO[:, None]
-            change_GDO = torch.cholesky_solve(xr_GDO, self._factor(ridge))
+            change_GDO = _solved(self._factor(ridge), xr_GDO, kept_GDO)
             shift_GO = shift_GO - (self.x_GD[:, None] @ change_GDO)[:, 0]
         self._change = change_GDO, shift_GO
         return change_GDO, shift_GO - (self.origin_GD.double()[:, None] @ change_GDO)[:, 0]
@@ -107,3 +115,36 @@ class Sums:
             xx_GDD = self._mean(part.x_GBD.mT @ part.x_GBD for part in self.rows)
             self._factor_GDD = damped_factor(xx_GDD - self.x_GD[:, :, None] * self.x_GD[:, None], ridge)
         return self._factor_GDD
+
+
+def _solved(factor_GDD: Tensor, xr_GDO: Tensor, kept_GDO: Tensor | None) -> Tensor:
+    """Least squares with the Cholesky factors of their second moments, over all entries or over those that are kept."""
+    if kept_GDO is None:
+        return torch.cholesky_solve(xr_GDO, factor_GDD)
+    h_GDD = factor_GDD @ factor_GDD.mT
+    return torch.stack([on_support(h_DD, xr_DO, kept_DO) for h_DD, xr_DO, kept_DO in zip(h_GDD, xr_GDO, kept_GDO)])
+
+
+def on_support(h_DD: Tensor, xr_DO: Tensor, kept_DO: Tensor) -> Tensor:
+    """For every output, the solution of its normal equations in which only some inputs take part; else zero.
+
+    Outputs with about as many inputs are solved for together, so many at once as `SYSTEMS` entries hold.
+
+    Args:
+        h_DD: Second moment of the inputs, positive definite.
+        xr_DO: Products of inputs and what the outputs lack.
+        kept_DO: Which inputs an output may use.
+    """
+    count_O = kept_DO.sum(0)
+    change_OD = torch.zeros_like(xr_DO.T)
+    for some in count_O.argsort(stable=True).split(max(1, SYSTEMS // int(count_O.max().clamp_min(1)) ** 2)):
+        most = int(count_O[some].max())
+        kept_CD = kept_DO.T[some]
+        used_CK = kept_CD.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        real_CK = kept_CD.gather(1, used_CK)  # those with fewer inputs are filled up with ones that do nothing
+        h_CKK = h_DD[used_CK[:, :, None], used_CK[:, None]] * (real_CK[:, :, None] & real_CK[:, None])
+        h_CKK.diagonal(dim1=1, dim2=2).add_((~real_CK).to(h_CKK))
+        xr_CK = xr_DO.T[some].gather(1, used_CK) * real_CK
+        solved_CK = torch.cholesky_solve(xr_CK[:, :, None], torch.linalg.cholesky(h_CKK))[:, :, 0]
+        change_OD[some] = torch.zeros_like(change_OD[some]).scatter_(1, used_CK, solved_CK * real_CK)
+    return change_OD.T

@@ -11,7 +11,7 @@ Legend of the tensor suffixes: as in :mod:`metaprune.graph.linear_calls`.
 """
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -47,7 +47,8 @@ class Reconstruct(Recovery):
     added to something (a residual stream), the target makes up for what that has lost so far; where a ReLU follows,
     further fits let go of what is negative in both networks. The ridge draws towards the present weights, so that a
     network that lacks nothing stays as it is. Biases take the means; without a bias, a BatchNorm after the layer does.
-    Of a layer whose weight has masked entries, only the bias changes.
+    Of a layer whose weight has masked entries, every output is solved for over the inputs that it keeps; of a recurrent
+    one with such weights, only the bias changes.
 
     All batches go forward side by side through the dense and the cut network, so that each is run once. Memory: what
     the calibration samples keep alive in both networks at one place. What a residual branch gave that has left whole is
@@ -55,8 +56,9 @@ class Reconstruct(Recovery):
 
     Source: He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, arXiv:1707.06168 (least
     squares from the pruned input); Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016,
-    arXiv:1505.06798 (what a ReLU cuts off); Meng et al., OSSCAR, ICML 2024, arXiv:2403.12983 (layers in closed form).
-    With ``only_bias`` it is An et al., FLAP, AAAI 2024, arXiv:2312.11983, equation 9, on the healed prefix.
+    arXiv:1505.06798 (what a ReLU cuts off); Meng et al., OSSCAR, ICML 2024, arXiv:2403.12983 (layers in closed form);
+    for masks, what Frantar and Alistarh, SparseGPT, ICML 2023, arXiv:2301.00774, equation 2, approximate, exactly. With
+    ``only_bias`` it is An et al., FLAP, AAAI 2024, arXiv:2312.11983, equation 9, on the healed prefix.
 
     Args:
         samples: Calibration samples, at least 1; whole batches are taken until there are so many.
@@ -142,10 +144,12 @@ class Reconstruct(Recovery):
             pair.go_to(fit, self.rows // len(pairs), generator)
         rows = [pair.rows(fit) for pair in pairs]
         sums = Sums(rows, centred=fit.intercept is not None)
+        groups = len(rows[0].x_GBD)
+        kept_GDO = None if fit.mask is None else fit.call.matrix(fit.mask, groups).to(rows[0].x_GBD.device)
         for turn in range(1 + (self.relaxed if fit.rectified else 0)):
             if not sums.look(relaxed=turn > 0):
                 break
-            fit.change(*sums.solved(self.ridge, self.only_bias or fit.fixed))
+            fit.change(*sums.solved(self.ridge, self.only_bias or fit.fixed, kept_GDO))
         for pair in pairs:
             pair.make_again(fit)
 
@@ -161,7 +165,8 @@ class Fit:
         operand: The argument of `stop` that comes from the layer; empty for the layer itself.
         rectified: Of what `stop` is about, only the positive part is read.
         weight: Of the cut network.
-        fixed: The weight must stay: it takes no gradient, or some of its entries are masked.
+        fixed: The weight must stay: it takes no gradient.
+        mask: Which of its entries may change; None for all.
         intercept: Its bias, or the running mean of the BatchNorm after it; None where there is neither.
         scale: What the BatchNorm multiplies each channel by; None without one.
         kept: Dimensions of the result that are cut, and which positions are left.
@@ -173,6 +178,7 @@ class Fit:
     rectified: bool
     weight: Tensor
     fixed: bool
+    mask: Tensor | None
     intercept: Tensor | None
     scale: Tensor | None
     kept: tuple[tuple[int, Tensor], ...]
@@ -278,14 +284,16 @@ class _Pair:
             self._calls[call.op.index] = call
 
 
-def find_fits(layout: Layout, alive: Alive, own: Mapping[str, Tensor], masked: Collection[str] = ()) -> list[Fit]:
+def find_fits(
+    layout: Layout, alive: Alive, own: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
+) -> list[Fit]:
     """What is to be fitted in a cut network, in the order in which it can be.
 
     Args:
         layout: Of the dense network, without the branches that have left.
         alive: What is left of its units.
         own: Tensors of the cut network.
-        masked: Names of weights that must stay.
+        masks: Weights of which some entries must stay zero -> which ones may change.
 
     Raises:
         ConfigError: The network was not cut by this plan.
@@ -299,7 +307,7 @@ def find_fits(layout: Layout, alive: Alive, own: Mapping[str, Tensor], masked: C
         weight, intercept = own[call.weight], own.get(call.intercept)
         if isinstance(intercept, nn.Parameter) and not intercept.requires_grad:
             intercept = None
-        fixed = not weight.requires_grad or call.weight in masked
+        fixed, mask = not weight.requires_grad, (masks or {}).get(call.weight)
         if fixed and intercept is None:
             continue
         stop, operand, rectified = call.op, "", False
@@ -313,7 +321,7 @@ def find_fits(layout: Layout, alive: Alive, own: Mapping[str, Tensor], masked: C
         kept = [(k, layout.kept(dim, alive)) for k, dim in enumerate(call.y.dims)]
         cut = tuple((k, torch.from_numpy(left.nonzero()[0])) for k, left in kept if left is not None and not left.all())
         scale = call.norm.scale(own) if call.norm else None
-        fits.append(Fit(call, stop, operand, rectified, weight, fixed, intercept, scale, cut))
+        fits.append(Fit(call, stop, operand, rectified, weight, fixed, mask, intercept, scale, cut))
     return sorted(fits, key=lambda fit: fit.stop.index)
 
 

@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaprune import zoo
-from metaprune.edits import DropBlock, Keep
+from metaprune import data, zoo
+from metaprune.edits import DropBlock, Keep, Mask, n_of_m
 from metaprune.errors import ConfigError, InputError, UnsupportedModelError
 from metaprune.graph import Network, trace
 from metaprune.graph.stepping import Pending
 from metaprune.plans import Plan
 from metaprune.recovery import Context, Reconstruct
+from metaprune.recovery._least_squares import on_support
 from metaprune.recovery._recurrent import Cell, _Gates
+from metaprune.sparsity import sparsify
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -278,20 +280,97 @@ def test_nothing_that_must_stay_is_changed() -> None:
     assert not torch.equal(healed.outer.weight, slim.outer.weight)
 
 
-def test_masked_weights_stay_as_they_are() -> None:
+def test_masks_are_kept_where_axes_are_cut_too() -> None:
     model = randomised(zoo.build("digits_cnn"))
     network = trace(model, zoo.example_inputs("digits_cnn"))
     plan, data = halved(network), batches((1, 8, 8))
-    slim = network.apply(plan).eval()
-    kept = torch.ones_like(slim.conv2.weight, dtype=torch.bool)
-    kept[:, 0] = False
+    kept = torch.rand(model.conv2.weight.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    plan = replace(plan, edits=(*plan.edits, Mask("conv2.weight", kept)))
+    slim, masks = network.apply(plan).eval(), network.masks(plan)
+    healed = Reconstruct().recover(slim, replace(context(network, plan, data), masks=masks)).model
+    assert not healed.conv2.weight[~masks["conv2.weight"]].any()
+    assert not torch.equal(healed.conv2.weight, slim.conv2.weight)
+    assert error(model, healed, data[0][0]) < error(model, slim, data[0][0])
+
+
+def sparse(model: nn.Module, x: Tensor, kept: dict[str, Tensor]) -> tuple[nn.Module, nn.Module]:
+    """The masked network, and that reconstructed on `x`."""
+    network = trace(model, x[:2])
+    plan = Plan(tuple(Mask(name, mask) for name, mask in kept.items()))
+    masked = network.apply(plan).eval()
+    seen = replace(context(network, plan, [(x,)]), masks=network.masks(plan))
+    return masked, Reconstruct(ridge=1e-9).recover(masked, seen).model
+
+
+def test_every_output_is_solved_for_on_what_it_keeps() -> None:
+    """Against least squares one output at a time, with as many inputs each as it has, none among them."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(10, 7).eval(), torch.randn(300, 10) @ torch.randn(10, 10) + 1
+    kept = torch.rand(7, 10) > torch.arange(7)[:, None] / 6
+    masked, healed = sparse(model, x, {"weight": kept})
     with torch.no_grad():
-        slim.conv2.weight[~kept] = 0
-    seen = replace(context(network, plan, data), masks={"conv2.weight": kept})
-    healed = Reconstruct().recover(slim, seen).model
-    assert torch.equal(healed.conv2.weight, slim.conv2.weight)
-    assert not torch.equal(healed.bn2.running_mean, slim.bn2.running_mean)
-    assert not torch.equal(healed.linear.weight, slim.linear.weight)
+        wanted = model(x)
+    for row, columns in enumerate(kept):
+        inputs = torch.cat([x[:, columns], torch.ones(300, 1)], 1).double()
+        best = torch.linalg.lstsq(inputs, wanted[:, row, None].double()).solution[:, 0]
+        torch.testing.assert_close(healed.weight[row, columns].double(), best[:-1], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(healed.bias[row].double(), best[-1], rtol=1e-3, atol=1e-3)
+    assert not healed.weight[~kept].any()
+    assert error(model, healed, x) < error(model, masked, x)
+
+
+def test_white_inputs_leave_the_kept_weights() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(16, 6, bias=False).eval(), torch.linalg.qr(torch.randn(64, 16)).Q * 3
+    kept = n_of_m(model.weight.detach().abs(), "2:4", 1)
+    masked, healed = sparse(model, x, {"weight": kept})
+    torch.testing.assert_close(healed.weight, masked.weight, rtol=0, atol=1e-5)
+
+
+def test_systems_of_any_number_at_once_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x, kept = torch.randn(50, 9).double(), torch.rand(9, 20) > 0.4
+    h, xr = x.T @ x, torch.randn(9, 20).double()
+    whole = on_support(h, xr, kept)
+    monkeypatch.setattr("metaprune.recovery._least_squares.SYSTEMS", 1)
+    torch.testing.assert_close(on_support(h, xr, kept), whole)
+    assert not whole[~kept].any()
+    assert not on_support(h, xr, torch.zeros_like(kept)).any()
+    torch.testing.assert_close(on_support(h, xr, torch.ones_like(kept)), torch.linalg.solve(h, xr))
+
+
+def test_groups_of_a_convolution_keep_their_pattern() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(8, 12, 3, groups=2, padding=1).eval(), torch.randn(20, 8, 6, 6).cumsum(1)
+    kept = n_of_m(torch.rand(model.weight.shape), "2:4", 1)
+    masked, healed = sparse(model, x, {"weight": kept})
+    assert torch.equal(healed.weight != 0, kept)
+    assert error(model, healed, x) < 0.5 * error(model, masked, x)
+
+
+@pytest.mark.parametrize("pattern", ["row", "2:4"])
+def test_of_a_trained_layer_sparsegpt_keeps_more_than_wanda_and_wanda_more_than_magnitude(pattern: str) -> None:
+    digits = data.load("digits")
+    x, labels = next(digits.train.batches(1024, shuffle=torch.Generator().manual_seed(0)))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 10))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+    network, budget = trace(model.eval(), x[:2], only="3"), None if pattern == "2:4" else "nonzeros=0.5"
+    lost: dict[str, float] = {}
+    for criterion in ("l1", "wanda", "obs"):
+        plan = sparsify(network, budget, criterion, "uniform", [(x, labels)], pattern=pattern)
+        slim = network.apply(plan)
+        if criterion == "obs":
+            seen = replace(context(network, plan, [(x,)]), masks=network.masks(plan))
+            slim = Reconstruct().recover(slim, seen).model
+            assert not slim[3].weight[~network.masks(plan)["3.weight"]].any()
+        lost[criterion] = error(model[3], slim[3], model[:3](x).detach())
+    assert lost["obs"] < 0.5 * lost["wanda"]
+    assert lost["wanda"] < lost["l1"]
 
 
 def test_another_plan_is_refused() -> None:
