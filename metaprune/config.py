@@ -79,6 +79,7 @@ class PruneOptions(BaseModel):
     freeze: Texts = ()
     only: Texts = ()
     budget: str = ""
+    pattern: Annotated[str | None, Field(min_length=1)] = None
     device: Annotated[str | None, Field(min_length=1)] = None
     metanet: Annotated[str | None, Field(min_length=1)] = None
     criterion: str | None = None
@@ -181,7 +182,9 @@ def prune_options(
     """
     recipe = recipe or Recipe(Path())
     options = options_of(PruneOptions, flags, recipe)
-    if not options.budget and options.device is None:  # a device may limit weights by itself
+    if (
+        not options.budget and options.device is None and options.pattern is None
+    ):  # these may limit weights by themselves
         given = flags.get("budget") is not None or "budget" in recipe.values
         rule = "must not be empty, but it is ''" if given else "is needed, but was not given"
         raise ConfigError(f"{_where('budget', flags, recipe)} {rule}. For example: {_EXAMPLES['budget']}.")

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from metaprune.allocate import ALLOCATORS, FLOOR, Allocator, Shares
-from metaprune.budget import Budget
+from metaprune.budget import NONZEROS, Budget, entry_budget, parse_budget
 from metaprune.criteria import Criterion
 from metaprune.data import Dataset, Split
 from metaprune.errors import ConfigError, InputError, VerificationError
@@ -39,6 +39,7 @@ from metaprune.recovery import (
     torch_device,
 )
 from metaprune.shards import Shards
+from metaprune.sparsity import sparsify
 from metaprune.task import Task
 
 SCHEMA = 1
@@ -137,8 +138,9 @@ def default_criterion(learnt: bool, seen: bool, allocator: str | Allocator) -> s
 def prune(
     model: nn.Module,
     example_inputs: ExampleInputs,
-    budget: str | Budget,
+    budget: str | Budget | None = None,
     *,
+    pattern: str | None = None,
     data: Data | None = None,
     criterion: str | Criterion | None = None,
     allocator: str | Allocator = "global",
@@ -166,7 +168,9 @@ def prune(
     Args:
         model: The trained network; it is left as it is.
         example_inputs: A tensor, a sequence of positional arguments, or a mapping of keyword arguments.
-        budget: What the result may cost, e.g. ``"macs=0.5"``.
+        budget: What the result may cost, e.g. ``"macs=0.5"``. With ``"nonzeros=0.5"`` no unit leaves, but entries of
+            weights become zero, and stay zero in every recovery.
+        pattern: Where entries may stay, e.g. ``"2:4"``, as for :func:`metaprune.sparsify`; then the budget may be None.
         data: As for :func:`plan`. A dataset also gives accuracies: they are measured on its test split and decide
             nothing.
         criterion: What a unit is worth; None means ``metanet`` with a metanetwork, else ``taylor`` with data and
@@ -199,6 +203,10 @@ def prune(
         VerificationError: The cut network differs from the masked one; it is not handed out.
     """
     device = torch_device(accelerator)
+    sparse = entry_budget(budget, pattern)
+    budget = sparse or parse_budget(budget or "")
+    if sparse:
+        _only_for_units(metanet=metanet, round_to=round_to, rounds=None if rounds == 1 else rounds)
     seconds: dict[str, float] = {}
     judge = criterion or default_criterion(metanet is not None, data is not None, allocator)
     recoveries = resolve(recovery if data is not None else None, **dict(recovery_options or {}))
@@ -218,6 +226,11 @@ def prune(
     with timed(seconds, "plan", step, "Choosing what to cut"):
         if resume and plan_file is not None and plan_file.exists():
             decided = Plan.load(plan_file)
+        elif sparse:
+            decided = sparsify(
+                network, sparse, judge, allocator, _on_device(data, device), loss, seed,
+                pattern=pattern, floor=floor, ceiling=ceiling, calibration=calibration,
+            )  # fmt: skip
         else:
             decided = plan(
                 network, budget, judge, allocator, metanet, round_to, _on_device(data, device), loss, seed,
@@ -264,6 +277,15 @@ def prune(
         surgery=made.to_json(),
         seconds=seconds,
     )
+
+
+def _only_for_units(**given: Any) -> None:
+    """Arguments that have no meaning where single entries leave were not given."""
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"`{name}` is for units that leave whole, not for {NONZEROS}, but it is {value!r}. Omit it."
+            )
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:

@@ -68,6 +68,7 @@ def sparsify(
     chosen = CRITERIA[criterion]() if isinstance(criterion, str) else criterion
     divide = ALLOCATORS[allocator]() if isinstance(allocator, str) else allocator
     require_entrywise(chosen)
+    divide.check_units(entries)
     batches = None if data is None else calibration_batches(data, calibration, seed)
     seen = Calibration(batches, resolve_task(loss, network.model), seed)
     scores = {name: entries.grouped(name, score) for name, score in chosen.judge(entries, seen).scores.items()}

@@ -340,14 +340,9 @@ class Allocator(ABC):
         Raises:
             ConfigError: The allocator needs data that were not given, or axes of a network.
         """
-        name = next((name for name in ALLOCATORS if ALLOCATORS[name] is type(self)), type(self).__name__)
-        if _cuts_axes(self) and not isinstance(problem.network, Network):
-            ready = ", ".join(name for name in ALLOCATORS if not _cuts_axes(ALLOCATORS[name]))
-            raise ConfigError(
-                f"allocator {name!r} needs a network that loses whole units, but what leaves here are units of "
-                f"{type(problem.network).__name__}. Take one that weighs values against costs: {ready}."
-            )
+        self.check_units(problem.network)
         if self.needs and (problem.batches is None or problem.task is None):
+            name = next(name for name in ALLOCATORS if ALLOCATORS[name] is type(self))
             ready = ", ".join(name for name in ALLOCATORS if not ALLOCATORS[name].needs)
             raise ConfigError(
                 f"allocator {name!r} needs data. Give `data=` (--data), or take one that needs none: {ready}."
@@ -355,6 +350,20 @@ class Allocator(ABC):
         sizes = problem.full if problem.fits(problem.full) else problem.filled(self._sizes(problem))
         assert problem.fits(sizes)
         return sizes
+
+    def check_units(self, units: Units) -> None:
+        """The allocator can decide about these units.
+
+        Raises:
+            ConfigError: It looks at a network that loses whole units or branches, and they are of no such one.
+        """
+        if _cuts_axes(self) and not isinstance(units, Network):
+            name = next((name for name in ALLOCATORS if ALLOCATORS[name] is type(self)), type(self).__name__)
+            ready = ", ".join(name for name in ALLOCATORS if not _cuts_axes(ALLOCATORS[name]))
+            raise ConfigError(
+                f"allocator {name!r} needs a network that loses whole units, but what leaves here are units of "
+                f"{type(units).__name__}. Take one that weighs values against costs: {ready}."
+            )
 
     @abstractmethod
     def _sizes(self, problem: Problem) -> Sizes:

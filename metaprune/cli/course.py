@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from metaprune.allocate import ALLOCATORS
-from metaprune.budget import parse_budget
+from metaprune.budget import entry_budget, parse_budget
 from metaprune.cli.delivery import Delivery, deliver
 from metaprune.cli.errand import Errand, run_errand
 from metaprune.cli.screen import Screen, Watch, finite
 from metaprune.cli.summary import OUTCOME, draw, gates_failed, outcome
 from metaprune.config import PruneOptions
-from metaprune.criteria import CRITERIA, MetanetScore
+from metaprune.criteria import CRITERIA, MetanetScore, require_entrywise
 from metaprune.errors import ConfigError, GateError
 from metaprune.export.devices import Settings, load_device, settings_for
 from metaprune.files import write_atomically
@@ -34,6 +34,7 @@ from metaprune.planning import calibration_batches, reachable_limits, with_times
 from metaprune.plans import Plan
 from metaprune.recovery import Context, Recovery, resolve, torch_device
 from metaprune.run import Run
+from metaprune.sparsity import reachable_entries
 from metaprune.subject import CLASSIFICATION, Subject, read_subject
 from metaprune.task import resolve_task
 from metaprune.tracking import Tracker, without_password
@@ -178,6 +179,9 @@ def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery], Set
     device_profile = None if options.device is None else load_device(options.device)
     _check_needs(options)
     _check_metanet(options)
+    sparse = entry_budget(options.budget, options.pattern)
+    if sparse:
+        _check_sparse(options)
     recoveries = resolve(options.recovery or ("recalibrate_norm" if options.data else None), **options.training)
     subject = read_subject(
         options.model,
@@ -196,6 +200,11 @@ def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery], Set
     settings = None
 
     def reach(budget: str, round_to: int) -> None:
+        if sparse:
+            shares = {"floor": options.floor, "ceiling": options.ceiling}
+            entries, _ = reachable_entries(network, sparse, options.pattern, **shares)
+            ALLOCATORS[options.allocator]().check_units(entries)
+            return
         reachable_limits(network, budget, floor=options.floor, round_to=round_to, ceiling=options.ceiling)
 
     if device_profile is None:
@@ -239,6 +248,16 @@ def _check_needs(options: PruneOptions) -> None:
         raise ConfigError(f"`--{name.replace('_', '-')}` is for training, which needs data. Give --data.")
 
 
+def _check_sparse(options: PruneOptions) -> None:
+    """What single entries that become zero do not go with."""
+    units = {"device": options.device, "metanet": options.metanet, "round-to": options.round_to}
+    for flag, given in {**units, "rounds": options.rounds > 1}.items():
+        if given:
+            raise ConfigError(f"`--{flag}` is for units that leave whole, but {options.budget} is of entries. Omit it.")
+    judge = options.criterion or default_criterion(False, options.data is not None, options.allocator)
+    require_entrywise(CRITERIA[judge])
+
+
 def _check_metanet(options: PruneOptions) -> None:
     """Whether the metanetwork that edits or judges can be read; it is read again when it is its turn."""
     if options.metanet is not None or options.criterion == "metanet":
@@ -262,6 +281,7 @@ def _work(
         dense,
         subject.source.example_inputs,
         options.budget,
+        pattern=options.pattern,
         data=subject.dataset,
         metanet=options.metanet,
         criterion=options.criterion,
@@ -288,6 +308,8 @@ def _work(
     delivery = deliver(result, dense, subject, options, order.folder, watch)
     delivery.time_modules(watch)
     delivery.notes[:0] = [*(settings.notes if settings is not None else ()), *_certificate(options, result.plan)]
+    if "entries" in result.plan.made_by:
+        delivery.notes.insert(0, "Zeros are stored and multiplied as before: time is won where the runtime skips them.")
     told = outcome(order.command, options, subject, recoveries, result, delivery, tracked)
     told["seconds"] = {**result.seconds, **delivery.seconds, "total": round(time.perf_counter() - began, 3)}
     told["reproduce"] = order.again

@@ -42,7 +42,19 @@ def prune(
     only: Only = None,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="BUDGET", help="E.g. macs=0.5, or params=0.3,bytes=256KB.", rich_help_panel=DECISION),
+        typer.Option(
+            metavar="BUDGET",
+            help="E.g. macs=0.5, or params=0.3,bytes=256KB; nonzeros=0.5 for entries.",
+            rich_help_panel=DECISION,
+        ),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Where single entries stay: 2:4; or with --budget nonzeros=0.5, n:4, row or any.",
+            rich_help_panel=DECISION,
+        ),
     ] = None,
     device: Device = None,
     metanet: Annotated[
@@ -178,6 +190,7 @@ def prune(
         "freeze": freeze,
         "only": only,
         "budget": budget,
+        "pattern": pattern,
         "device": device,
         "metanet": metanet,
         "criterion": criterion,
@@ -207,6 +220,7 @@ def prune(
 
     recipe = None if config is None else load_recipe(config)  # before torch is imported: it is what most often fails
     from metaprune.allocate import ALLOCATORS
+    from metaprune.budget import entry_budget
     from metaprune.cli.course import Order, carry_out, command_line, finish
     from metaprune.cli.screen import Screen
     from metaprune.criteria import CRITERIA
@@ -215,6 +229,8 @@ def prune(
 
     names = {"criterion": tuple(CRITERIA), "allocator": tuple(ALLOCATORS), "recovery": tuple(RECOVERIES)}
     options = prune_options(given | {"model_args": model_args(model_arg)}, recipe, names)
+    if sparse := entry_budget(options.budget, options.pattern):
+        options = options.model_copy(update={"budget": str(sparse)})
     folder = Path(options.out) if options.out else _new_folder(options.model)
     screen = Screen(as_json)
     order = Order(

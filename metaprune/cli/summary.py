@@ -176,7 +176,11 @@ OUTCOMES = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("not ma
 
 
 def _cut(told: Mapping[str, Any]) -> str:
-    axes = told["plan"]["axes"]
+    axes, made_by = told["plan"]["axes"], told["plan"]["made_by"]
+    if "entries" in made_by:
+        where = "" if made_by["pattern"] == "any" else f" ({made_by['pattern']})"
+        stays = f"{made_by['nonzeros']:,} of {made_by['entries']:,} entries of weights stay{where}"
+        return f"{stays}, by {told['criterion']}, {told['allocator']}"
     cut = sum(axis["kept"] < axis["size"] for axis in axes)
     learnt = "" if told["metanet"] is None else f"with the metanetwork {told['metanet']}, "
     return f"{learnt}{cut} of {len(axes)} axes cut by {told['criterion']}, {told['allocator']}"

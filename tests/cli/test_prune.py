@@ -135,6 +135,23 @@ def test_the_summary_fits_into_80_columns(tmp_path: Path, monkeypatch: pytest.Mo
     assert "no --weights" in done.said
 
 
+@pytest.mark.parametrize("asked", [["--pattern", "2:4", "--freeze", "conv1"], ["--budget", "nonzeros=0.5"]])
+def test_entries_stay_zero_through_every_recovery(asked: list[str], tmp_path: Path) -> None:
+    healed = ["--criterion", "obs", "--recovery", "reconstruct,finetune", "--epochs", "1"]
+    done = command("prune", *TINY, *asked, *healed, *QUICK, "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    told, made_by = done.json, done.json["plan"]["made_by"]
+    assert told["budget"] == "nonzeros=0.5"
+    assert made_by["nonzeros"] == made_by["entries"] // 2
+    assert told["after"]["params"] == told["before"]["params"]
+    plan, state = mp.Plan.load(tmp_path / "out" / "plan.json"), load_file(tmp_path / "out" / "model.safetensors")
+    masks = plan.draft().masks
+    assert sum(int((~kept).sum()) for kept in masks.values()) == made_by["entries"] - made_by["nonzeros"]
+    for name, kept in masks.items():
+        assert not state[name][~kept].any()
+        assert state[name][kept].any()
+
+
 def test_without_data_the_network_is_cut_by_its_weights(tmp_path: Path) -> None:
     told = command("prune", "--model", "zoo:mlp", *HALF, *QUICK, "--out", "out", "--json").json
     assert (told["criterion"], told["recovery"], told["data"], told["split"]) == ("l2", [], None, None)
@@ -323,7 +340,7 @@ def write_inputs(folder: Path) -> None:
 
 
 MLP, DIGITS, RESNET = ["--model", "zoo:mlp"], ["--model", "zoo:digits_cnn"], ["--model", "zoo:cifar_resnet8"]
-IMAGES = ["--data", "digits"]
+IMAGES, SPARSE = ["--data", "digits"], ["--budget", "nonzeros=0.5"]
 BAD: dict[str, tuple[list[str], int, list[str]]] = {
     "no model": ([], 3, ["`--model` is needed", "zoo:digits_cnn"]),
     "unknown model": (["--model", "zoo:cifar_resnet57"], 3, ["'cifar_resnet57'", "Did you mean 'cifar_resnet56'"]),
@@ -372,6 +389,22 @@ BAD: dict[str, tuple[list[str], int, list[str]]] = {
     "budget that is no number": ([*MLP, "--budget", "macs=half"], 3, ["must be a number", "'macs=half'"]),
     "budget of nothing known": ([*MLP, "--budget", "mac=0.5"], 3, ["Did you mean 'macs'"]),
     "budget below the floors": ([*MLP, "--budget", "macs=0.01"], 3, ["cannot go below 993", "0.058", "--floor"]),
+    "units and entries": ([*MLP, "--budget", "macs=0.5,nonzeros=0.5"], 3, ["of units or of single entries"]),
+    "a pattern of units": ([*MLP, "--pattern", "2:4"], 3, ["macs=0.5 is a budget of units", "nonzeros=0.5"]),
+    "no pattern": ([*MLP, "--budget", "", "--pattern", "4:2"], 3, ["1 <= N <= M", "'4:2'"]),
+    "a pattern without a budget": ([*MLP, "--budget", "", "--pattern", "row"], 3, ["Give a budget"]),
+    "a pattern that divides nothing": (
+        [*DIGITS, "--budget", "", "--pattern", "2:4"], 3, ["'conv1.weight'", "4 divides, but it is 1", "--freeze conv1"]
+    ),
+    "a criterion of units": ([*MLP, *SPARSE, "--criterion", "fpgm"], 3, ["'fpgm' scores whole units", "l1, l2"]),
+    "an allocator of units": (
+        [*DIGITS, *IMAGES, *SPARSE, "--allocator", "fedtiny"], 3, ["'fedtiny' needs a network", "uniform"]
+    ),
+    "sizes of entries": ([*MLP, *SPARSE, "--round-to", "8"], 3, ["`--round-to` is for units"]),
+    "entries below the floors": ([*MLP, "--budget", "nonzeros=0.01"], 3, ["nonzeros must reach", "--floor"]),
+    "entries from file to file": (
+        [*MLP, *SPARSE, "--stream", "--weights", "lacking.safetensors"], 3, ["is a cost of single entries"]
+    ),
     "input of another shape": ([*MLP, "--input-shape", "2,3,9,9"], 3, ["rejects an input of shape (2, 3, 9, 9)"]),
     "input shape of 0": ([*MLP, "--input-shape", "0,1,8,8"], 3, ["`--input-shape` must be at least 1"]),
     "input shape of words": ([*MLP, "--input-shape", "big"], 3, ["`--input-shape` must be whole numbers"]),
