@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from metaprune.budget import parse_budget
+from metaprune.budget import entry_budget, parse_budget
 from metaprune.cli.answer import answer
 from metaprune.cli.course import Order
 from metaprune.cli.failure import Interrupted
@@ -91,6 +91,8 @@ def _check_options(options: PruneOptions) -> str:
             "`--device` is for networks that are exported and run, but `--stream` never holds one. Leave out one of "
             "them."
         )
+    if entry_budget(options.budget, options.pattern):
+        raise ConfigError(f"`--stream` cuts units from file to file, but {options.budget} is of entries. Omit it.")
     if options.weights is None:
         raise ConfigError("`--stream` cuts weights from file to file. Give them: --weights FILE or FOLDER.")
     return options.weights
