@@ -17,7 +17,8 @@ def knapsack(values: Sequence[Numbers], costs: Sequence[Numbers], limit: float, 
 
     Dynamic programming over the cost in `bins` steps. What each level costs beyond the cheapest of its item is rounded
     up, so that the limit holds whatever the rounding; the answer is exact for the rounded costs, hence exact for whole
-    numbers that fit into the bins. Takes items x levels x bins additions and items x bins numbers of memory.
+    numbers that fit into the bins when they are counted in their greatest common divisor. Takes items x levels x bins
+    additions and items x bins numbers of memory.
 
     Args:
         values: What is to be small, shape (L,) each; L may differ.
@@ -35,8 +36,9 @@ def knapsack(values: Sequence[Numbers], costs: Sequence[Numbers], limit: float, 
     if room < 0:
         return None
     extra = [cost_L - cost_L.min() for cost_L in costs]
-    if all((cost_L == np.rint(cost_L)).all() for cost_L in extra) and room <= bins:
-        bins, step = int(room), 1.0  # whole numbers that fit: nothing is rounded
+    unit = _common_divisor(extra)
+    if unit and room <= unit * bins:
+        bins, step = int(room / unit), unit  # whole numbers that fit: nothing is rounded
     else:
         step = room / bins if room else 1.0
     steps = [np.ceil(np.minimum(cost_L / step, bins + 1) - 1e-9).astype(np.int64) for cost_L in extra]
@@ -45,6 +47,14 @@ def knapsack(values: Sequence[Numbers], costs: Sequence[Numbers], limit: float, 
     for value_L, step_L, levels in zip(values, steps, chosen):
         tables.append(_with_item(tables[-1], value_L, step_L, levels))
     return _way_back(tables, values, steps, chosen)
+
+
+def _common_divisor(costs: Sequence[Numbers]) -> float:
+    """The greatest one of whole numbers, 1 if all are 0; 0 if they are not whole."""
+    every = np.concatenate([np.zeros(1), *costs])
+    if (every != np.rint(every)).any() or every.max() >= 2**53:
+        return 0.0
+    return float(np.gcd.reduce(every.astype(np.int64))) or 1.0
 
 
 def _useful(value_L: Numbers, step_L: npt.NDArray[np.int64], bins: int) -> list[int]:

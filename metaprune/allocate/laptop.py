@@ -18,12 +18,15 @@ class Laptop(Allocator):
     """Drop whole residual branches, those whose losses at the network's output add up to least.
 
     What the output loses without each branch alone is measured; losses are taken to add up, and what the branches cost
-    does, so that the choice is a knapsack, solved exactly for one limit. With several, each is solved for, and branches
-    are added by loss over cost until all hold. Widths stay as they are, and scores play no part. Floors bound
+    does, so that the choice is a knapsack. For one limit it is solved exactly, where costs count in at most 10,000
+    steps of their greatest common divisor, else with costs rounded up to such steps. With several, each is solved for,
+    and branches are added by loss until all hold. Widths stay as they are, and scores play no part. Floors bound
     widths; a branch that must stay is one whose modules are frozen (``freeze=``).
 
     Source: Zhang et al., LAPTOP-Diff: Layer Pruning and Normalized Distillation for Compressing Diffusion Models, 2024,
     arXiv:2404.11098, equation 6.
+    Differs from it: the loss is that of measure.distortion, for classifiers the KL divergence of their class scores in
+    place of a squared error.
 
     Args:
         batches: At most so many are looked at, at least 1.

@@ -24,12 +24,14 @@ def brute_force(values: list[Numbers], costs: list[Numbers], limit: float) -> fl
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1), items=st.integers(1, 6), levels=st.integers(1, 6), share=st.floats(0, 1),
-    whole=st.integers(2, 1000),
+    whole=st.integers(2, 1000), unit=st.sampled_from([1, 640, 10**6]),
 )  # fmt: skip
-def test_it_equals_brute_force_for_whole_costs(seed: int, items: int, levels: int, share: float, whole: int) -> None:
+def test_it_equals_brute_force_for_whole_costs(
+    seed: int, items: int, levels: int, share: float, whole: int, unit: int
+) -> None:
     random = np.random.default_rng(seed)
     values = [random.random(levels) for _ in range(items)]
-    costs = [random.integers(0, whole, levels).astype(float) for _ in range(items)]
+    costs = [unit * random.integers(0, whole, levels).astype(float) for _ in range(items)]
     limit = share * sum(float(cost_L.max()) for cost_L in costs)
     chosen, expected = knapsack(values, costs, limit), brute_force(values, costs, limit)
     if chosen is None:
@@ -37,6 +39,13 @@ def test_it_equals_brute_force_for_whole_costs(seed: int, items: int, levels: in
         return
     assert sum(cost_L[level] for cost_L, level in zip(costs, chosen)) <= limit
     assert sum(value_L[level] for value_L, level in zip(values, chosen)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_whole_costs_are_counted_in_their_common_divisor() -> None:
+    """The first two items fill the limit; in thousandths of it, each rounded up, they would not fit."""
+    costs = [np.array([0.0, 640 * count]) for count in (1, 2, 3)]
+    values = [np.array([2.0, 0]), np.array([2.0, 0]), np.array([3.0, 0])]
+    assert knapsack(values, costs, 3 * 640, bins=1000) == [1, 1, 0]
 
 
 @settings(max_examples=30, deadline=None)
