@@ -29,7 +29,7 @@ class Fedtiny(Allocator):
 
     Source: Huang et al., Distributed Pruning Towards Tiny Neural Networks in Federated Learning, ICDCS 2023,
     arXiv:2212.01977, section 3 (adaptive BatchNorm selection), on one device.
-    The spread of the noise is ours: the paper's is not known to us.
+    The spread of the noise and the number of candidates are ours: the paper's are not known to us.
 
     Args:
         candidates: How many, at least 1.

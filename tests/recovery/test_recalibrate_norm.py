@@ -58,6 +58,16 @@ def test_pooled_statistics_are_those_of_one_big_batch(sizes: list[int]) -> None:
     torch.testing.assert_close(statistics(recovered.model), in_training_mode(chain(1), values))
 
 
+def test_the_average_of_variances_is_not_the_pooled_one() -> None:
+    """Two batches of one variance with means four apart: the pooled variance has what lies between them, too."""
+    part = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = nn.Sequential(nn.BatchNorm1d(3).double()).eval()
+    found = RecalibrateNorm().recover(model, batches_of(torch.cat([part, part + 4]), [50, 50])).model[0]
+    biased = part.var(0, correction=0)
+    torch.testing.assert_close(found.running_mean, part.mean(0) + 2)
+    torch.testing.assert_close(found.running_var, (biased + 4) * 100 / 99)
+
+
 @pytest.mark.parametrize(
     ("norm", "shape"),
     [(nn.BatchNorm1d(3), (3,)), (nn.BatchNorm1d(3), (3, 5)), (nn.BatchNorm3d(3), (3, 2, 2, 2))],
