@@ -14,6 +14,8 @@ from metaprune.graph import Axis
 from metaprune.modes import evaluating
 from metaprune.task import on_calibration_data
 
+_FLAT = 1e-3  # least slope that is told from none, relative to the steepest
+
 
 @ALLOCATORS.register("ecoflap")
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +52,11 @@ class Ecoflap(Allocator):
     def _sizes(self, problem: Problem) -> Sizes:
         slopes = {axis.name: self.slope(problem, axis) for axis in problem.axes}
         steepest = max(slopes.values()) or 1.0
-        slopes = {name: slope / steepest for name, slope in slopes.items()}
+        slopes = {name: max(slope / steepest, _FLAT) for name, slope in slopes.items()}
         even = by_share(problem, lambda place: dict.fromkeys(slopes, place))
         share = float(sum(even[problem.network.index(axis.name)] / axis.size for axis in problem.axes))
         base = max(0.0, share / len(slopes) - self.spread)
-        whole = 1 / max(min(slopes.values()), 1e-3)
+        whole = 1 / min(slopes.values())
 
         def shares(place: float) -> dict[str, float]:
             return {name: min(1.0, base + place * whole * slope) for name, slope in slopes.items()}

@@ -6,6 +6,10 @@ from metaprune.allocate._base import ALLOCATORS, Allocator, Problem, Sizes
 from metaprune.allocate._paths import by_share, by_threshold, ranked
 from metaprune.errors import ConfigError
 
+_LAST = (
+    1e-6  # share of an axis that the threshold leaves whole: far below one unit, until all others have their minimum
+)
+
 
 @ALLOCATORS.register("global_mt")
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +17,8 @@ class GlobalMinimumThreshold(Allocator):
     """Take the shares that one threshold for all scores removes, and scale them until the limits hold with a minimum.
 
     With `s` the share of an axis that one threshold removes, its removed share is `min(cap, a s)`, with one `a` for all
-    axes, and the cap that leaves it the minimum: water-filling, exact in one bisection.
+    axes, and the cap that leaves it the minimum: water-filling, exact in one bisection. Axes that the threshold leaves
+    whole lose units last, and only where the others, at their minimum, cost too much.
 
     Source: Gupta et al., Is Complexity Required for Neural Network Pruning? A Case Study on Global Magnitude Pruning,
     2022, arXiv:2209.14624, section 3.
@@ -34,9 +39,10 @@ class GlobalMinimumThreshold(Allocator):
     def _sizes(self, problem: Problem) -> Sizes:
         sizes = by_threshold(problem, ranked(problem))
         least = self.minimum * sum(axis.size for axis in problem.axes)
-        removed = {axis.name: 1 - sizes[problem.network.index(axis.name)] / axis.size for axis in problem.axes}
+        places = {axis.name: problem.network.index(axis.name) for axis in problem.axes}
+        removed = {axis.name: max(1 - sizes[places[axis.name]] / axis.size, _LAST) for axis in problem.axes}
         cap = {axis.name: max(0.0, 1 - least / axis.size) for axis in problem.axes}
-        most = max((cap[name] / share for name, share in removed.items() if share > 0), default=1.0)
+        most = max((cap[name] / share for name, share in removed.items()), default=1.0)
 
         def shares(place: float) -> dict[str, float]:
             return {name: 1 - min(cap[name], (1 - place) * most * share) for name, share in removed.items()}

@@ -58,7 +58,30 @@ def test_without_amplitude_it_is_uniform() -> None:
         assert kept == allocated("uniform", net, drawn(net), budget)
 
 
-def test_equal_importances_and_networks_without_branches_are_uniform() -> None:
+@pytest.mark.parametrize("value", [-1.0, -0.1, 0.7])
+def test_equal_importances_are_uniform(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network()
+    equal = dict.fromkeys(("up.0", "up.1", "up.2"), value)
+    monkeypatch.setattr("metaprune.allocate.adapt.importances", lambda problem, shares, batches: equal)
+    for budget in (0.2, 0.5, 0.8):
+        assert allocated("adapt", net, drawn(net), budget, **given(net)) == allocated(
+            "uniform", net, drawn(net), budget
+        )
+
+
+def test_a_step_is_kept_in_the_mean_and_no_axis_is_further_from_it_than_the_amplitude() -> None:
+    net, step, amplitude = network(), 0.05, 0.03
+    asked = Problem(net, drawn(net), {"macs": 1e9}, **given(net))
+    rates = ALLOCATORS["adapt"](step=step, amplitude=amplitude)._rates(asked, dict.fromkeys(drawn(net), 1.0))  # type: ignore[attr-defined, call-arg]
+    assert set(rates) == set(drawn(net))
+    inside = [rates[f"up.{k}"] for k in range(3)]
+    assert sum(inside) / 3 == pytest.approx(step, abs=1e-12)
+    assert max(abs(rate - step) for rate in inside) == pytest.approx(amplitude, abs=1e-12)
+    assert len({round(rate, 6) for rate in inside}) == 3
+    assert all(rate == step for name, rate in rates.items() if not name.startswith("up."))
+
+
+def test_networks_without_branches_are_uniform() -> None:
     net = trace(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)).eval(), torch.randn(4, 8))
     kept = allocated("adapt", net, drawn(net), 0.5, **given(net))
     assert kept == allocated("uniform", net, drawn(net), 0.5)
