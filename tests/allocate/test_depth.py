@@ -179,12 +179,14 @@ def test_greedy_is_the_best_one_but_not_the_best_of_several(monkeypatch: pytest.
         best = min(outputs.loss(chosen) for chosen in combinations(branches, count))
         assert outputs.loss(dropped) == best if count == 1 else outputs.loss(dropped) >= best
     alone = dict(zip(branches, (5.0, 5.0, 1.0, 2.0, 3.0, 4.0)))
+    pairs = {(0, 1): -9.5, (2, 3): 5.0}
 
     def loss(self: Outputs, chosen: Sequence[Branch]) -> float:
-        return sum(alone[branch] for branch in chosen) - 9.5 * (set(branches[:2]) <= set(chosen))
+        both = (extra for pair, extra in pairs.items() if {branches[k] for k in pair} <= set(chosen))
+        return sum(alone[branch] for branch in chosen) + sum(both)
 
     monkeypatch.setattr(Outputs, "loss", loss)
-    assert dropped_by("finercut", without(network, 2)) == [branches[2], branches[3]]  # 3, where the first two lose 0.5
+    assert dropped_by("finercut", without(network, 2)) == [branches[2], branches[4]]  # 4, where the first two lose 0.5
 
 
 @pytest.mark.parametrize("name", ["laptop", "finercut"])
