@@ -51,6 +51,22 @@ def test_the_curve_is_that_of_least_squares(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_curves_fall_and_new_weights_are_never_worse_than_masked_ones(seed: int) -> None:
+    """On the same support, at every number of units kept."""
+    h_DD, w_DO, unit_D = problem(seed)
+    for left in range(UNITS + 1):
+        block = Block(h_DD, w_DO, unit_D, 1e-14, ONES)
+        curve_K, order = eliminate([block], UNITS, remember=left)
+        stays_D = torch.from_numpy(np.isin(unit_D, order[: UNITS - left], invert=True))
+        assert not block.seen_DO[~stays_D].any()
+        solved, masked = (w_DO - other_DO for other_DO in (block.seen_DO, w_DO * stays_D[:, None]))
+        errors = [float((gone_DO * (h_DD @ gone_DO)).sum()) for gone_DO in (solved, masked)]
+        assert errors[0] < errors[1] or left == UNITS
+        assert float(curve_K[left]) == pytest.approx(errors[0], rel=1e-8, abs=1e-10)
+    assert (curve_K.diff() < 0).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_each_removal_is_the_best_there_is(seed: int) -> None:
     h_DD, w_DO, unit_D = problem(seed)
     _, order = eliminate([Block(h_DD, w_DO, unit_D, 1e-14, ONES)], UNITS)
@@ -156,6 +172,7 @@ def test_axes_of_any_network_get_falling_curves(name: str) -> None:
     for axis, curve_K in verdict.curves.items():
         assert curve_K.shape == (network.axis(axis).size + 1,)
         assert float(curve_K[-1]) == 0
+        assert (curve_K.diff() <= 1e-9 * curve_K[0]).all()
         assert verdict.scores[axis].unique().numel() == network.axis(axis).size  # they say who goes first
 
 

@@ -255,6 +255,26 @@ def test_biases_alone() -> None:
     assert error(model, healed, data[0][0]) < error(model, slim, data[0][0])
 
 
+@pytest.mark.parametrize("name", ["digits_cnn", "vit_tiny", "gru_classifier"])
+@pytest.mark.parametrize("sizes", [[16, 16, 16, 16], [50, 9, 5]])
+def test_batches_of_any_size_give_what_one_batch_gives(name: str, sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    example = zoo.example_inputs(name).double()
+    model = randomised(zoo.build(name)).double()
+    network = trace(model, example)
+    plan = halved(network, 0.75)
+    x = batches(tuple(example.shape[1:]), 1, 64)[0][0].double()
+    slim, option = network.apply(plan).eval(), Reconstruct(rows=1 << 20)
+    whole, parts = (
+        option.recover(slim, context(network, plan, [(part,) for part in data])).model
+        for data in ((x,), x.split(sizes))
+    )
+    assert error(slim, whole, x) > 1e-2
+    assert error(whole, parts, x) < 1e-12
+    for key, tensor in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[key], tensor, rtol=1e-5, atol=1e-7)
+
+
 def test_nothing_that_must_stay_is_changed() -> None:
     """Tied weights, and those that take no gradient."""
 
