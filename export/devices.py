@@ -114,13 +114,13 @@ class Settings:
 
     Args:
         budget: What the network may cost.
-        round_to: Sizes are multiples of this.
+        round_to: Sizes are multiples of this; or by kind of axis.
         precision: Kinds of numbers to offer.
         notes: What was decided other than asked for, one sentence each.
     """
 
     budget: str
-    round_to: int
+    round_to: int | Mapping[str, int]
     precision: tuple[Precision, ...]
     notes: tuple[str, ...] = ()
 
@@ -178,9 +178,9 @@ def settings_for(
     device: Device,
     network: Network,
     budget: str = "",
-    round_to: int | None = None,
+    round_to: int | Mapping[str, int] | None = None,
     *,
-    reach: Callable[[str, int], object],
+    reach: Callable[[str, int | Mapping[str, int]], object],
 ) -> Settings:
     """What to ask of a pruning for a device: the user's budget and the device's own, at the device's alignment.
 
@@ -190,7 +190,7 @@ def settings_for(
         device: The profile.
         network: The dense network.
         budget: What the user asked for; empty for what the device needs alone.
-        round_to: What the user asked for; None for the device's alignment.
+        round_to: What the user asked for, also by kind of axis; None for the device's alignment.
         reach: Raises a BudgetError where a budget cannot be reached at an alignment.
 
     Raises:
@@ -204,13 +204,16 @@ def settings_for(
             "`--budget`, e.g. macs=0.5."
         )
     combined = str(Budget((*wanted, *own)))
-    alignment = round_to or device.alignment
     notes = [f"{device.name} asks for {limit} (weights of {device.width} bytes)." for limit in own]
+    if round_to is not None:
+        reach(combined, round_to)
+        return Settings(budget=combined, round_to=round_to, precision=device.precision, notes=tuple(notes))
+    alignment = device.alignment
     while True:
         try:
             reach(combined, alignment)
         except BudgetError:
-            if alignment == 1 or round_to is not None:
+            if alignment == 1:
                 raise
             way = " Residual branches that leave whole keep it (--allocator laptop)." if network.blocks else ""
             notes.append(

@@ -8,8 +8,8 @@ registered names hands them in.
 
 import os
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -47,14 +47,41 @@ def _names(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
+def _by_name(value: Any, number: type[int] | type[float], rule: str) -> Any:
+    """A number, or numbers by name; also as text, ``8`` or ``channel=8,head=1``."""
+    if isinstance(value, str) and "=" in value:
+        value = {name.strip(): text for name, _, text in (part.rpartition("=") for part in value.split(","))}
+    values = value if isinstance(value, dict) else {"": value}
+    try:
+        read = {name: _number(text, number) for name, text in values.items()}
+    except ValueError:
+        raise ValueError(rule) from None
+    return read if isinstance(value, dict) else read[""]
+
+
+def _number(value: Any, kind: type[int] | type[float]) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, str | int | kind):
+        raise ValueError
+    return kind(value)
+
+
 def _shares(value: Any) -> Any:
     """A share, or shares by pattern of axes."""
-    for share in value.values() if isinstance(value, dict) else [value]:
-        if isinstance(share, bool) or not isinstance(share, int | float):
-            raise ValueError("must be a number, or numbers by patterns of axes")
+    read = _by_name(value, float, "must be a number, or numbers by patterns of axes, e.g. 0.1 or 'layer1.*=0.5'")
+    for share in read.values() if isinstance(read, dict) else [read]:
         if not 0 <= share <= 1:
             raise ValueError(f"must be at {'most 1' if share > 1 else 'least 0'}")
-    return value
+    return read
+
+
+def _multiples(value: Any) -> Any:
+    """A number that sizes are multiples of, or such numbers by kind of axis."""
+    if value is None:
+        return None
+    read = _by_name(value, int, "must be a whole number, or whole numbers by kind of axis, e.g. 8 or channel=8,head=1")
+    if min(read.values() if isinstance(read, dict) else [read], default=1) < 1:
+        raise ValueError("must be at least 1")
+    return read
 
 
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list)]
@@ -63,7 +90,8 @@ Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidat
 class PruneOptions(BaseModel):
     """Everything that `metaprune prune` can be asked for; the command's help says what each option means.
 
-    Criterion, recovery and task are None where the choice is left to the pipeline.
+    Criterion, recovery and task are None where the choice is left to the pipeline. Entries of `set` are options of
+    methods by ``KIND.option``, in a recipe and by flags together.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -84,7 +112,7 @@ class PruneOptions(BaseModel):
     metanet: Annotated[str | None, Field(min_length=1)] = None
     criterion: str | None = None
     allocator: str = "global"
-    round_to: int | None = Field(default=None, ge=1)
+    round_to: Annotated[int | dict[str, int] | None, BeforeValidator(_multiples)] = None
     floor: Annotated[float | dict[str, float], BeforeValidator(_shares)] = 0.1
     ceiling: Annotated[float | dict[str, float], BeforeValidator(_shares)] = 1.0
     rounds: int = Field(default=1, ge=1)
@@ -98,6 +126,7 @@ class PruneOptions(BaseModel):
     weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     distil: float | None = Field(default=None, ge=0, le=1)
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    set: dict[str, Any] = Field(default_factory=dict)
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     stream: bool = False
@@ -181,27 +210,47 @@ def prune_options(
             flag.
     """
     recipe = recipe or Recipe(Path())
+    written = recipe.values.get("set")
+    if flags.get("set") and isinstance(written, dict):  # entry by entry
+        recipe = replace(recipe, values={**recipe.values, "set": {**written, **flags["set"]}})
+        flags = {**flags, "set": None}
     options = options_of(PruneOptions, flags, recipe)
     if (
         not options.budget and options.device is None and options.pattern is None
     ):  # these may limit weights by themselves
         given = flags.get("budget") is not None or "budget" in recipe.values
         rule = "must not be empty, but it is ''" if given else "is needed, but was not given"
-        raise ConfigError(f"{_where('budget', flags, recipe)} {rule}. For example: {_EXAMPLES['budget']}.")
-
-    def where(key: str) -> str:
-        return _where(key, flags, recipe)
-
+        raise ConfigError(f"{place_of('budget', flags, recipe)} {rule}. For example: {_EXAMPLES['budget']}.")
     for key, known in (names or {}).items():
         text = getattr(options, key)
         for name in (part.strip() for part in (text or _NONE).split(",")):
             if name not in (_NONE, *known):
                 legal = ", ".join(sorted(known))
                 raise ConfigError(
-                    f"{where(key)} must be a registered name, but it is {name!r}.{did_you_mean(name, known)} "
-                    f"Known: {legal}."
+                    f"{place_of(key, flags, recipe)} must be a registered name, but it is {name!r}."
+                    f"{did_you_mean(name, known)} Known: {legal}."
                 )
     return options
+
+
+def set_entries(texts: Sequence[str] | None) -> dict[str, str] | None:
+    """The entries of `set` from ``KIND.OPTION=VALUE``; who knows the methods reads the values.
+
+    Raises:
+        ConfigError: There is no ``=``, or one is given twice.
+
+    >>> set_entries(["criterion.samples=256", "recovery.layers=a,b"])
+    {'criterion.samples': '256', 'recovery.layers': 'a,b'}
+    """
+    found: dict[str, str] = {}
+    for text in texts or ():
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not key:
+            raise ConfigError(f"`--set` must read KIND.OPTION=VALUE, e.g. criterion.samples=256, but it is {text!r}.")
+        if key in found:
+            raise ConfigError(f"an option may be given once, but `--set {key}` is {found[key]!r} and {value!r}.")
+        found[key] = value
+    return found or None
 
 
 def options_of(kind: type[T], flags: Mapping[str, Any], recipe: Recipe) -> T:
@@ -224,7 +273,7 @@ def options_of(kind: type[T], flags: Mapping[str, Any], recipe: Recipe) -> T:
         key, *inner = first["loc"]
         named = any(isinstance(part, str) for part in inner)
         within = [f", no. {part + 1}" if isinstance(part, int) else f", `{part}`" for part in inner if named]
-        raise ConfigError(f"{_where(str(key), flags, recipe)}{''.join(within)} {_rule(first)}.") from error
+        raise ConfigError(f"{place_of(str(key), flags, recipe)}{''.join(within)} {_rule(first)}.") from error
     except ConfigError as error:  # a rule of the dataclass itself, which knows no places
         raise ConfigError(f"{recipe.where()}: {error}") from error
 
@@ -302,8 +351,20 @@ def _find(path: str | Path, command: str) -> Path:
     )
 
 
-def _where(key: str, flags: Mapping[str, Any], recipe: Recipe) -> str:
-    return recipe.where(key) if flags.get(key) is None and key in recipe.values else _flag(key)
+def place_of(key: str, flags: Mapping[str, Any], recipe: Recipe | None = None) -> str:
+    """Where a key was given, for messages.
+
+    Args:
+        key: A key of a recipe, or ``set.ENTRY`` for one of those that are set one by one.
+        flags: As for :func:`prune_options`.
+        recipe: Likewise.
+    """
+    name, _, entry = key.partition(".")
+    given, written = flags.get(name), {} if recipe is None else recipe.values
+    if entry:
+        by_flag = entry in (given or {}) or entry not in (written.get(name) or {})
+        return f"`--{name} {entry}`" if by_flag or recipe is None else recipe.where(key)
+    return recipe.where(key) if recipe is not None and given is None and key in written else _flag(key)
 
 
 def _flag(key: str) -> str:
@@ -365,10 +426,15 @@ _RULES = {
 }
 
 
-def _rule(error: Mapping[str, Any]) -> str:
-    """What pydantic found, as the rule and the value seen."""
+def rule_of(error: Mapping[str, Any]) -> str:
+    """What pydantic found, as the rule that does not hold."""
     kind, context = error["type"], error.get("ctx", {})
-    rule = str(context.get("error")) if kind == "value_error" else _RULES.get(kind, error["msg"]).format(**context)
+    return str(context.get("error")) if kind == "value_error" else _RULES.get(kind, error["msg"]).format(**context)
+
+
+def _rule(error: Mapping[str, Any]) -> str:
+    """The rule and the value seen."""
+    kind, rule = error["type"], rule_of(error)
     if kind == "tuple_type":
         rule = _LISTS.get(error["loc"][0], rule)
     found = rule if kind == "missing" else f"{rule}, but it is {error['input']!r}"

@@ -17,6 +17,7 @@ from metaprune.files import cache_folder
 from metaprune.graph import Network
 from metaprune.graph.twin import named_tensors
 from metaprune.metanet import Metanet, PaperMetanet, load_checkpoint, read_blocks
+from metaprune.methods import named
 from metaprune.plans import Edit, Plan
 from metaprune.recovery import Context, Recovery, resolve
 from metaprune.rounds import in_rounds
@@ -226,8 +227,8 @@ def allot(
     looked = judgement.judge.needs or divide.needs or (learnt and seen.batches is not None)
     made_by = {
         "budget": str(budget),
-        "criterion": judgement.criterion if isinstance(judgement.criterion, str) else repr(judgement.criterion),
-        "allocator": allocator if isinstance(allocator, str) else repr(allocator),
+        "criterion": named(CRITERIA, judgement.criterion),
+        "allocator": named(ALLOCATORS, allocator),
         "round_to": round_to,
         "floor": floor,
         "seed": seen.seed,

@@ -26,7 +26,9 @@ from metaprune.graph.select import Selection
 from metaprune.graph.surgery import Cut, numbers_left
 from metaprune.graph.trace import ExampleInputs
 from metaprune.graph.twin import copy_with, named_tensors
+from metaprune.methods import named
 from metaprune.pipeline import SCHEMA, Figures, figures, flatten_example, timed
+from metaprune.planning import RoundTo
 from metaprune.planning import plan as decide
 from metaprune.plans import Plan
 from metaprune.shards import SHARD_BYTES, Entry, Shards, write_shards
@@ -172,7 +174,7 @@ def choose(
     *,
     criterion: str | Criterion = "l2",
     allocator: str | Allocator = "global",
-    round_to: int | None = None,
+    round_to: RoundTo | None = None,
     floor: Shares = FLOOR,
     ceiling: Shares = 1.0,
     rounds: int = 1,
@@ -210,7 +212,9 @@ def choose(
     if judge.needs or judge.together:
         weighing = ", ".join(name for name in CRITERIA if not (CRITERIA[name].needs or CRITERIA[name].together))
         reads = "needs data" if judge.needs else "looks at all of them at once"
-        raise ConfigError(f"a criterion must read weights one by one here, but {criterion!r} {reads}. Give {weighing}.")
+        raise ConfigError(
+            f"a criterion must read weights one by one here, but {named(CRITERIA, judge)!r} {reads}. Give {weighing}."
+        )
     seconds: dict[str, float] = {}
     with timed(seconds, "trace", step, "Tracing the network"):
         network = trace(_on_meta(model), example_inputs, freeze=freeze, only=only)

@@ -15,6 +15,7 @@ ROWS = [
     {"registry", "files"},
     {"factory", "progress", "modes", "configs", "shards"},
     {"task", "budget", "plans", "config", "run"},
+    {"methods"},
     {"graph"},
     {"data", "zoo", "tracking"},
     {"measure"},

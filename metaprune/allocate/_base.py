@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from metaprune.errors import BudgetError, ConfigError, InputError, did_you_mean
 from metaprune.graph import Axis, Entries, Network
+from metaprune.graph.axes import KINDS
 from metaprune.registry import Registry
 from metaprune.task import Task, require_classes, require_finite
 
@@ -78,7 +79,7 @@ class Problem:
         ceiling: Largest share of an axis that may stay, in (0, 1]; as `floor`, axes that fit no pattern have 1.
 
     Raises:
-        ConfigError: A number is out of range, a pattern fits no axis, or a floor lies above its ceiling.
+        ConfigError: A number is out of range, a pattern fits no axis, a kind is none, or a floor exceeds its ceiling.
         BudgetError: Even the floors cost more than a limit; the smallest reachable cost is named.
     """
 
@@ -100,6 +101,13 @@ class Problem:
         self._check_shares("ceiling", self.ceiling, lambda share: 0 < share <= 1, "0 < ceiling <= 1")
         if min(self.round_to.values() if isinstance(self.round_to, Mapping) else [self.round_to], default=1) < 1:
             raise ConfigError(f"`round_to >= 1` must hold, but round_to={self.round_to}.")
+        kinds = {*KINDS, *(axis.kind for axis in self.network.axes)}
+        for kind in self.round_to if isinstance(self.round_to, Mapping) else ():
+            if kind not in kinds:
+                raise ConfigError(
+                    f"`round_to` must be by kind of axis, but none is called {kind!r}.{did_you_mean(kind, kinds)} "
+                    f"Known: {', '.join(sorted(kinds))}."
+                )
         if self.grid is not None and not 0 < self.grid <= 1:
             raise ConfigError(f"`0 < grid <= 1` must hold, but grid={self.grid}.")
         for axis in self.axes:

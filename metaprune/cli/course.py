@@ -20,6 +20,7 @@ from metaprune.allocate import ALLOCATORS
 from metaprune.budget import entry_budget, parse_budget
 from metaprune.cli.delivery import Delivery, deliver
 from metaprune.cli.errand import Errand, run_errand
+from metaprune.cli.methods import Methods, read_methods
 from metaprune.cli.screen import Screen, Watch, finite
 from metaprune.cli.summary import OUTCOME, draw, gates_failed, outcome
 from metaprune.config import PruneOptions
@@ -29,10 +30,11 @@ from metaprune.export.devices import Settings, load_device, settings_for
 from metaprune.files import write_atomically
 from metaprune.graph import trace
 from metaprune.metanet import load_checkpoint
-from metaprune.pipeline import Result, default_criterion, prune
-from metaprune.planning import calibration_batches, reachable_limits, with_times
+from metaprune.methods import named, spelt
+from metaprune.pipeline import Result, prune
+from metaprune.planning import RoundTo, calibration_batches, reachable_limits, with_times
 from metaprune.plans import Plan
-from metaprune.recovery import Context, Recovery, resolve, torch_device
+from metaprune.recovery import Context, torch_device
 from metaprune.run import Run
 from metaprune.sparsity import reachable_entries
 from metaprune.subject import CLASSIFICATION, Subject, read_subject
@@ -52,6 +54,7 @@ class Order:
         options: What was asked for.
         folder: Where the files go.
         again: The command line, without ``--force`` and ``--resume``.
+        where: The place of a key of the options, or of ``set.ENTRY``, for messages.
         force: Delete what an earlier run left in the folder.
         resume: Go on with it.
         ideas: Command lines to try next, beside the usual ones.
@@ -62,6 +65,7 @@ class Order:
     options: PruneOptions
     folder: Path
     again: str
+    where: Callable[[str], str] = "`{}`".format
     force: bool = False
     resume: bool = False
     ideas: tuple[str, ...] = ()
@@ -78,7 +82,9 @@ def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
         MetapruneError: Something does not fit (nothing was written), or failed on the way (what was done is kept).
         Interrupted: The user pressed Ctrl-C.
     """
-    options = order.options
+    _check_training(order.options)
+    methods = read_methods(order.options, order.where)
+    options = order.options.model_copy(update={"set": methods.options})
     errand = Errand(
         command=order.command,
         folder=order.folder,
@@ -91,28 +97,26 @@ def carry_out(order: Order, screen: Screen) -> dict[str, Any]:
         tracking_uri=options.tracking_uri,
     )
 
-    def look(watch: Watch) -> tuple[Subject, list[Recovery], Settings | None]:
+    def look(watch: Watch) -> tuple[Subject, Settings | None]:
         watch.step("Reading network, weights and data")
-        subject, recoveries, settings = _read_and_check(options)
+        subject, settings = _read_and_check(options, methods)
         watch.end()
         if subject.random and order.prepare is None:
             screen.warn("no --weights: the network has random ones, so that only its costs mean something.")
-        if doubt := _doubt(options):
+        if doubt := _doubt(methods):
             screen.warn(doubt)
-        return subject, recoveries, settings
+        return subject, settings
 
-    return run_errand(errand, screen, look, partial(_work, order))
+    return run_errand(errand, screen, look, partial(_work, order, methods))
 
 
-def _doubt(options: PruneOptions) -> str | None:
+def _doubt(methods: Methods) -> str | None:
     """Why what was asked for may give poor sizes, though it can be done."""
-    criterion = options.criterion or default_criterion(
-        options.metanet is not None, options.data is not None, options.allocator
-    )
-    if not ALLOCATORS[options.allocator].adds or CRITERIA[criterion].additive:
+    if not methods.allocator.adds or methods.criterion.additive:
         return None
+    criterion, allocator = named(CRITERIA, methods.criterion), named(ALLOCATORS, methods.allocator)
     return (
-        f"allocator {options.allocator!r} adds up losses, which the scores of {criterion!r} are not: its sizes may be "
+        f"allocator {allocator!r} adds up losses, which the scores of {criterion!r} are not: its sizes may be "
         "poor. Take `--criterion obs`, or `--allocator global`."
     )
 
@@ -152,6 +156,10 @@ def command_line(options: PruneOptions, folder: Path) -> str:
             words += [part for given in value for part in (flag, given)]
         elif key == "model_args":
             words += [part for name, given in value.items() for part in ("--model-arg", f"{name}={_plain(given)}")]
+        elif key == "set":
+            words += [part for name, given in value.items() for part in ("--set", f"{name}={spelt(given)}")]
+        elif isinstance(value, dict):
+            words += [flag, ",".join(f"{name}={given}" for name, given in value.items())]
         elif isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, list):
@@ -171,18 +179,17 @@ def _plain(value: Any) -> str:
     return json.dumps(value)
 
 
-def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery], Settings | None]:
+def _read_and_check(options: PruneOptions, methods: Methods) -> tuple[Subject, Settings | None]:
     """Everything that can be wrong with the options, found before anything is written."""
     device = torch_device(options.accelerator)
     if options.budget:
         parse_budget(options.budget)
     device_profile = None if options.device is None else load_device(options.device)
-    _check_needs(options)
-    _check_metanet(options)
+    _check_needs(options, methods)
+    _check_metanet(options, methods)
     sparse = entry_budget(options.budget, options.pattern)
     if sparse:
-        _check_sparse(options)
-    recoveries = resolve(options.recovery or ("recalibrate_norm" if options.data else None), **options.training)
+        _check_sparse(options, methods)
     subject = read_subject(
         options.model,
         weights=options.weights,
@@ -199,11 +206,11 @@ def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery], Set
         network = with_times(network, options.budget)
     settings = None
 
-    def reach(budget: str, round_to: int) -> None:
+    def reach(budget: str, round_to: RoundTo) -> None:
         if sparse:
             shares = {"floor": options.floor, "ceiling": options.ceiling}
             entries, _ = reachable_entries(network, sparse, options.pattern, **shares)
-            ALLOCATORS[options.allocator]().check_units(entries)
+            methods.allocator.check_units(entries)
             return
         reachable_limits(network, budget, floor=options.floor, round_to=round_to, ceiling=options.ceiling)
 
@@ -220,21 +227,28 @@ def _read_and_check(options: PruneOptions) -> tuple[Subject, list[Recovery], Set
         device=device,
         seed=options.seed,
     )
-    for recovery in recoveries:
+    for recovery in methods.recoveries:
         recovery.check(subject.module, context)
-    return subject, recoveries, settings
+    return subject, settings
 
 
-def _check_needs(options: PruneOptions) -> None:
+def _check_training(options: PruneOptions) -> None:
+    """Whether there is anything to train on."""
+    if options.data is None and options.training:
+        name = next(iter(options.training))
+        raise ConfigError(f"`--{name.replace('_', '-')}` is for training, which needs data. Give --data.")
+
+
+def _check_needs(options: PruneOptions, methods: Methods) -> None:
     """What is useless or impossible without data."""
     if options.data is not None:
         return
-    if options.criterion is not None and CRITERIA[options.criterion].needs:
+    if methods.criterion.needs:
         raise ConfigError(
-            f"criterion {options.criterion!r} needs data, but none was given. Give --data, or a criterion that reads "
-            f"weights alone: {', '.join(name for name in CRITERIA if not CRITERIA[name].needs)}."
+            f"criterion {named(CRITERIA, methods.criterion)!r} needs data, but none was given. Give --data, or a "
+            f"criterion that reads weights alone: {', '.join(name for name in CRITERIA if not CRITERIA[name].needs)}."
         )
-    if ALLOCATORS[options.allocator].needs:
+    if methods.allocator.needs:
         raise ConfigError(
             f"allocator {options.allocator!r} needs data, but none was given. Give --data, or an allocator that needs "
             f"none: {', '.join(name for name in ALLOCATORS if not ALLOCATORS[name].needs)}."
@@ -243,36 +257,31 @@ def _check_needs(options: PruneOptions) -> None:
         raise ConfigError(
             f"recovery {options.recovery!r} needs data, but none was given. Give --data, or --recovery none."
         )
-    if options.training:
-        name = next(iter(options.training))
-        raise ConfigError(f"`--{name.replace('_', '-')}` is for training, which needs data. Give --data.")
 
 
-def _check_sparse(options: PruneOptions) -> None:
+def _check_sparse(options: PruneOptions, methods: Methods) -> None:
     """What single entries that become zero do not go with."""
     units = {"device": options.device, "metanet": options.metanet, "round-to": options.round_to}
     for flag, given in {**units, "rounds": options.rounds > 1}.items():
         if given:
             raise ConfigError(f"`--{flag}` is for units that leave whole, but {options.budget} is of entries. Omit it.")
-    judge = options.criterion or default_criterion(False, options.data is not None, options.allocator)
-    require_entrywise(CRITERIA[judge])
+    require_entrywise(methods.criterion)
 
 
-def _check_metanet(options: PruneOptions) -> None:
-    """Whether the metanetwork that edits or judges can be read; it is read again when it is its turn."""
-    if options.metanet is not None or options.criterion == "metanet":
-        load_checkpoint(options.metanet or MetanetScore().checkpoint)
+def _check_metanet(options: PruneOptions, methods: Methods) -> None:
+    """Whether the metanetworks that edit or judge can be read; they are read again when it is their turn."""
+    judge, wanted = methods.criterion, [] if options.metanet is None else [options.metanet]
+    if isinstance(judge, MetanetScore) and (methods.sets("criterion") or not wanted):
+        wanted.append(judge.checkpoint)
+    for checkpoint in wanted:
+        load_checkpoint(checkpoint)
 
 
 def _work(
-    order: Order,
-    checked: tuple[Subject, list[Recovery], Settings | None],
-    run: Run,
-    tracked: Tracker,
-    watch: Watch,
+    order: Order, methods: Methods, checked: tuple[Subject, Settings | None], run: Run, tracked: Tracker, watch: Watch
 ) -> dict[str, Any]:
     began = time.perf_counter()
-    subject, recoveries, settings = checked
+    subject, settings = checked
     options = order.options
     if settings is not None:
         options = options.model_copy(update={"budget": settings.budget, "round_to": settings.round_to})
@@ -284,9 +293,9 @@ def _work(
         pattern=options.pattern,
         data=subject.dataset,
         metanet=options.metanet,
-        criterion=options.criterion,
-        allocator=options.allocator,
-        recovery=recoveries,
+        criterion=methods.criterion if methods.sets("criterion") else options.criterion,
+        allocator=methods.allocator,
+        recovery=methods.recoveries,
         loss=options.task,
         round_to=options.round_to,
         floor=options.floor,
@@ -310,11 +319,11 @@ def _work(
     delivery.notes[:0] = [*(settings.notes if settings is not None else ()), *_certificate(options, result.plan)]
     if "entries" in result.plan.made_by:
         delivery.notes.insert(0, "Zeros are stored and multiplied as before: time is won where the runtime skips them.")
-    told = outcome(order.command, options, subject, recoveries, result, delivery, tracked)
+    told = outcome(order.command, options, subject, methods.recoveries, result, delivery, tracked)
     told["seconds"] = {**result.seconds, **delivery.seconds, "total": round(time.perf_counter() - began, 3)}
     told["reproduce"] = order.again
     told["next"] = [*order.ideas, *told["next"]]
-    delivery.write_report(result, subject, options, recoveries, told)
+    delivery.write_report(result, subject, options, methods.recoveries, told)
     keep(told, run.folder)
     if options.track:
         watch.step("Tracking")

@@ -20,7 +20,7 @@ from metaprune.export import Exported, Validation, export, validate, weights_has
 from metaprune.export.devices import Device, fits, load_device
 from metaprune.measure import Latency, latency, profile, shares_by_module
 from metaprune.pipeline import TOLERANCE, Result
-from metaprune.planning import plan
+from metaprune.planning import RoundTo, plan
 from metaprune.recovery import Recovery
 from metaprune.report import Findings, numbers, write
 from metaprune.subject import Subject
@@ -155,7 +155,7 @@ def deliver(
         with _timed(delivery, "bench", "Timing dense against pruned", watch):
             _bench(delivery, result, options, watch)
     if options.device is not None:
-        _for_device(delivery, load_device(options.device), result, options.round_to or 1)
+        _for_device(delivery, load_device(options.device), result, 1 if options.round_to is None else options.round_to)
     return delivery
 
 
@@ -219,7 +219,7 @@ def _bench(delivery: Delivery, result: Result, options: PruneOptions, watch: Wat
     files = [delivery.folder / DENSE, delivery.folder / PRUNED]
     try:
         with tempfile.TemporaryDirectory(prefix="metaprune-") as folder:
-            if options.device is not None and (options.round_to or 1) > 1:
+            if options.device is not None and options.round_to not in (None, 1):
                 files += _of_any_size(result, options, Path(folder))
             delivery.latency = latency(
                 files, seconds=BENCH_S, seed=options.seed, progress=watch.share("calls in random order")
@@ -245,7 +245,13 @@ def _of_any_size(result: Result, options: PruneOptions, folder: Path) -> list[Pa
         return []
 
 
-def _for_device(delivery: Delivery, device: Device, result: Result, round_to: int) -> None:
+def _multiples(round_to: RoundTo) -> str:
+    if isinstance(round_to, int):
+        return f"multiples of {round_to}"
+    return f"multiples of {', '.join(f'{size} ({kind})' for kind, size in round_to.items())}"
+
+
+def _for_device(delivery: Delivery, device: Device, result: Result, round_to: RoundTo) -> None:
     """Whether the file fits the device, and what two ceilings say of its time there."""
     found = fits(device, delivery.folder / PRUNED)
     if found:
@@ -276,7 +282,7 @@ def _for_device(delivery: Delivery, device: Device, result: Result, round_to: in
         word = "Refused" if loose.ratio.value > ours.ratio.value else "Not taken"
         delivery.notes.append(
             f"{word}: as few MACs with sizes of any number take {numbers.ratio(loose.ratio.value)} the time of the "
-            f"dense network here ({loose.verdict}); in multiples of {round_to} it is {numbers.ratio(ours.ratio.value)}."
+            f"dense network here ({loose.verdict}); in {_multiples(round_to)} it is {numbers.ratio(ours.ratio.value)}."
         )
 
 

@@ -2,8 +2,7 @@
 
 import functools
 import inspect
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,10 +13,9 @@ from metaprune.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from metaprune.registry import Registry
-
-_MARKUP = re.compile(r"(?::[a-z]+:`~?|``?)([^`]+)``?")  # roles and code of reStructuredText
 
 
 def list_(
@@ -29,6 +27,10 @@ def list_(
             "devices. [all]",
         ),
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="One criterion, allocator or recovery, with its options (`--set`)."),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
@@ -37,24 +39,64 @@ def list_(
 
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"nothing is listed under {kind!r}.{did_you_mean(kind, KINDS)} Known: {', '.join(KINDS)}.")
+    if name is not None and kind not in METHODS:
+        raise ConfigError(
+            f"a name is for {', '.join(METHODS)}, which have options, but {name!r} was given with {kind!r}."
+        )
     chosen = KINDS if kind is None else {kind: KINDS[kind]}
-    found = {name: [{"name": key, "about": about} for key, about in read().items()] for name, read in chosen.items()}
+    found = {key: [_item(key, *item) for item in read().items()] for key, read in chosen.items()}
+    if kind is not None and name is not None:
+        known = [item["name"] for item in found[kind]]
+        if name not in known:
+            raise ConfigError(
+                f"none of the {kind} is called {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
+            )
+        found = {kind: [item for item in found[kind] if item["name"] == name]}
 
     def draw(console: "Console") -> None:
-        from rich.table import Table
         from rich.text import Text
 
-        for name, items in found.items():
-            console.print(Text(name, style="bold"))
-            table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
-            table.add_column(no_wrap=True, style="green")
-            table.add_column()
-            for item in items:
-                table.add_row(Text(item["name"]), Text(item["about"]))
-            console.print(table if items else "  none ships")
+        for key, items in found.items():
+            console.print(Text(key, style="bold"))
+            rows = [(item["name"], item["about"]) for item in items]
+            console.print(_table(rows) if rows else "  none ships")
+            if name is not None:
+                options = items[0]["options"]
+                console.print(Text("options", style="bold"))
+                console.print(_table([_row(option) for option in options]) if options else "  none")
 
     Screen(as_json).show({"command": "list", "version": __version__, "items": found}, draw)
     return 0
+
+
+def _item(kind: str, name: str, about: str) -> dict[str, Any]:
+    """One name as plain data; of a method, with its options."""
+    item: dict[str, Any] = {"name": name, "about": about}
+    if kind in METHODS:
+        from dataclasses import asdict
+
+        from metaprune.methods import options
+
+        item["options"] = [asdict(option) for option in options(METHODS[kind]()[name]).values()]
+    return item
+
+
+def _row(option: Mapping[str, Any]) -> tuple[str, str]:
+    """An option with its default, and what it means."""
+    default = "needed" if option["default"] is None else option["default"] or "nothing"
+    return option["name"], f"{option['about']} [{default}]".strip()
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
+    table.add_column(no_wrap=True, style="green")
+    table.add_column()
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _described(registry: "Registry[Any]", of: Callable[[Any], Any] = lambda item: item) -> dict[str, str]:
@@ -67,8 +109,9 @@ def _first_line(item: Any) -> str:
     if isinstance(item, functools.partial):
         arguments = inspect.signature(item.func).bind_partial(*item.args, **item.keywords).arguments
         fixed, item = f" ({', '.join(f'{key}={value}' for key, value in arguments.items())})", item.func
-    line = (inspect.getdoc(item) or "no description").splitlines()[0]
-    return _MARKUP.sub(r"\1", line).replace("::", ".") + fixed
+    from metaprune.methods import plain
+
+    return plain((inspect.getdoc(item) or "no description").splitlines()[0]).replace("::", ".") + fixed
 
 
 def _models() -> Mapping[str, str]:
@@ -89,22 +132,22 @@ def _metanets() -> Mapping[str, str]:
     return {name: str(load_checkpoint(name).card.get("about", "no description")) for name in shipped()}
 
 
-def _criteria() -> Mapping[str, str]:
+def _criteria() -> "Registry[Any]":
     from metaprune.criteria import CRITERIA
 
-    return _described(CRITERIA)
+    return CRITERIA
 
 
-def _allocators() -> Mapping[str, str]:
+def _allocators() -> "Registry[Any]":
     from metaprune.allocate import ALLOCATORS
 
-    return _described(ALLOCATORS)
+    return ALLOCATORS
 
 
-def _recoveries() -> Mapping[str, str]:
+def _recoveries() -> "Registry[Any]":
     from metaprune.recovery import RECOVERIES
 
-    return _described(RECOVERIES)
+    return RECOVERIES
 
 
 def _edits() -> Mapping[str, str]:
@@ -142,13 +185,18 @@ def _described_files(wanted: Callable[[str], bool], prefix: str = "") -> Mapping
     return {name.removeprefix(prefix): first.removeprefix("#").strip() for name, first in firsts.items()}
 
 
+METHODS: dict[str, Callable[[], "Registry[Any]"]] = {
+    "criteria": _criteria,
+    "allocators": _allocators,
+    "recoveries": _recoveries,
+}
 KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
     "models": _models,
     "datasets": _datasets,
     "metanets": _metanets,
-    "criteria": _criteria,
-    "allocators": _allocators,
-    "recoveries": _recoveries,
+    "criteria": lambda: _described(_criteria()),
+    "allocators": lambda: _described(_allocators()),
+    "recoveries": lambda: _described(_recoveries()),
     "edits": _edits,
     "gates": _gates,
     "tasks": _tasks,

@@ -1,6 +1,7 @@
 """``metaprune prune``: a trained network in, a smaller one out, with every proof that can be had."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,23 +79,25 @@ def prune(
         str | None, typer.Option(metavar="NAME", help="How much each axis may lose. [global]", rich_help_panel=DECISION)
     ] = None,
     round_to: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Sizes are multiples of this. [--device, else 1]", rich_help_panel=DECISION),
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Sizes are multiples of this; or by kind of axis: channel=8,head=2. [--device, else 1]",
+            rich_help_panel=DECISION,
+        ),
     ] = None,
     floor: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             metavar="SHARE",
-            help="Share of every axis that must stay; by axis in a recipe. [0.1]",
+            help="Share of every axis that must stay; or by patterns of their names: 'layer1.*=0.5'. [0.1]",
             rich_help_panel=DECISION,
         ),
     ] = None,
     ceiling: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            metavar="SHARE",
-            help="Share of every axis that may stay; by axis in a recipe. [1]",
-            rich_help_panel=DECISION,
+            metavar="SHARE", help="Share of every axis that may stay, likewise. [1]", rich_help_panel=DECISION
         ),
     ] = None,
     rounds: Annotated[
@@ -117,22 +120,47 @@ def prune(
             rich_help_panel=RECOVERY,
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Of fine-tuning. [3]", rich_help_panel=RECOVERY)
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", help="Of training. [3]", rich_help_panel=RECOVERY)] = None,
     lr: Annotated[
-        float | None, typer.Option(metavar="RATE", help="Highest learning rate. [0.01]", rich_help_panel=RECOVERY)
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Highest learning rate. [as the recovery has it: 0.01; 0.0005 for perp]",
+            rich_help_panel=RECOVERY,
+        ),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Samples per step. [128]", rich_help_panel=RECOVERY)
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(metavar="X", help="[0.0005]", rich_help_panel=RECOVERY)] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Pull of weights towards zero. [as the recovery has it: 0.0005; 0 for perp]",
+            rich_help_panel=RECOVERY,
+        ),
+    ] = None,
     distil: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Weight of the dense network as a teacher. [0]", rich_help_panel=RECOVERY),
+        typer.Option(
+            metavar="SHARE",
+            help="Weight of the dense network as a teacher. [as the recovery has it: 0 for finetune, 0.9 for distil]",
+            rich_help_panel=RECOVERY,
+        ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(metavar="T", help="Of the distillation. [4]", rich_help_panel=RECOVERY)
+        float | None,
+        typer.Option(metavar="T", help="Of the distillation, by finetune or distil. [4]", rich_help_panel=RECOVERY),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KIND.OPTION=VALUE",
+            help="Any option of the criterion, allocator or recovery, e.g. criterion.samples=256, or of one recovery: "
+            "recovery.perp.rank=8; as often as needed. `metaprune list recoveries perp` shows them.",
+            rich_help_panel=RECOVERY,
+        ),
     ] = None,
     accelerator: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="auto, cpu or cuda. [auto]", rich_help_panel=RECOVERY)
@@ -216,8 +244,9 @@ def prune(
         "track": track,
         "tracking_uri": tracking_uri,
     }
-    from metaprune.config import load_recipe, prune_options
+    from metaprune.config import load_recipe, place_of, prune_options, set_entries
 
+    given["set"] = set_entries(set_)
     recipe = None if config is None else load_recipe(config)  # before torch is imported: it is what most often fails
     from metaprune.allocate import ALLOCATORS
     from metaprune.budget import entry_budget
@@ -238,6 +267,7 @@ def prune(
         options=options,
         folder=folder,
         again=command_line(options, folder),
+        where=partial(place_of, flags=given, recipe=recipe),
         force=force,
         resume=resume,
     )

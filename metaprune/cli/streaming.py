@@ -9,6 +9,7 @@ from metaprune.budget import entry_budget, parse_budget
 from metaprune.cli.answer import answer
 from metaprune.cli.course import Order
 from metaprune.cli.failure import Interrupted
+from metaprune.cli.methods import read_methods
 from metaprune.cli.screen import Screen
 from metaprune.cli.summary import OUTCOME, plan_told
 from metaprune.config import PruneOptions
@@ -32,6 +33,8 @@ def stream_out(order: Order, screen: Screen) -> dict[str, Any]:
     """
     options = order.options
     weights = _check_options(options)
+    methods = read_methods(options, order.where)
+    options = options.model_copy(update={"set": methods.options})
     check(order.folder, order.command, options.deciding, force=order.force, resume=order.resume)
     began, kept = time.perf_counter(), False
     try:
@@ -46,8 +49,8 @@ def stream_out(order: Order, screen: Screen) -> dict[str, Any]:
                 source.example_inputs,
                 weights,
                 options.budget,
-                criterion=options.criterion or "l2",
-                allocator=options.allocator,
+                criterion=methods.criterion,
+                allocator=methods.allocator,
                 round_to=options.round_to,
                 floor=options.floor,
                 ceiling=options.ceiling,

@@ -99,6 +99,9 @@ class Grid:
         return self.parts is None and self.direction is not None
 
 
+KINDS = ("channel", "group", "head", "head_dim", "hidden")  # of axes, as far as our own rules tell them apart
+
+
 @dataclass(frozen=True)
 class Axis:
     """An ordered set of interchangeable units, and where they live.
@@ -110,7 +113,7 @@ class Axis:
         reason: Why not, if not.
         bindings: The parameter and buffer dimensions that shrink with the axis, as (name, dimension).
         consumers: Those of them that read the units: the columns of the weights that multiply and add them up.
-        kind: ``channel``, ``group``, ``head``, ``head_dim`` or ``hidden``.
+        kind: One of :data:`KINDS`, or what a rule of yours calls it.
         droppable: The axis lies inside a residual branch that may leave whole; its size may be 0 in a cost.
         changes: Operations whose result depends on the removed units beyond their being zero (the statistics of a norm,
             a softmax); empty where removing equals zeroing exactly.

@@ -4,15 +4,16 @@ import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from metaprune.errors import ConfigError, did_you_mean
+from metaprune.errors import ConfigError
 from metaprune.graph import Network
+from metaprune.methods import deal
 from metaprune.plans import Plan
 from metaprune.registry import Registry
 from metaprune.task import Batch, Classification, Task
@@ -221,7 +222,8 @@ def resolve(spec: "str | Recovery | Sequence[Recovery] | None", **options: Any) 
 
     Args:
         spec: Registered names separated by commas, recoveries, or None (or ``"none"``) for no recovery at all.
-        **options: Options of the named recoveries; each goes to every recovery that has it, None means the default.
+        **options: Options of the named recoveries; each goes to every recovery that has it, or as ``name.option`` to
+            one of them. None means the default.
 
     Raises:
         ConfigError: There is no such recovery or option, a value does not fit, or a name is given twice.
@@ -233,21 +235,18 @@ def resolve(spec: "str | Recovery | Sequence[Recovery] | None", **options: Any) 
         return [] if spec is None else [spec]
     if not isinstance(spec, str):
         return list(spec)
-    names = [name.strip() for name in spec.split(",")] if spec.strip() not in ("", "none") else []
+    names = names_in(spec)
+    given = {key: value for key, value in options.items() if value is not None}
+    return list(deal(RECOVERIES, names, given)[0].values())
+
+
+def names_in(spec: str | None) -> list[str]:
+    """The names in ``one,two``; none in ``none``.
+
+    Raises:
+        ConfigError: A name is given twice.
+    """
+    names = [name.strip() for name in spec.split(",")] if spec and spec.strip() not in ("", "none") else []
     if len(set(names)) < len(names):
         raise ConfigError(f"every recovery can be named once, but {spec!r} names one twice.")
-    given = {key: value for key, value in options.items() if value is not None}
-    classes: list[Any] = [RECOVERIES[name] for name in names]
-    known = {name: {part.name for part in fields(cls) if part.init} for name, cls in zip(names, classes)}
-    for key in given:
-        if not any(key in own for own in known.values()):
-            every = sorted(set().union(*known.values()))
-            hint = did_you_mean(key, every)
-            raise ConfigError(f"recovery {spec!r} has no option {key!r}.{hint} Known: {', '.join(every) or 'none'}.")
-    made = []
-    for name, cls in zip(names, classes):
-        try:
-            made.append(cls(**{key: value for key, value in given.items() if key in known[name]}))
-        except TypeError as error:  # a value that cannot be compared with a number
-            raise ConfigError(f"an option of recovery {name!r} has the wrong type: {error}.") from error
-    return made
+    return names

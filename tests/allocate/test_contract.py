@@ -296,6 +296,7 @@ def test_multiples_by_kind_of_axis() -> None:
         ({"floor": {"*": 1.5}}, "`0 <= floor <= 1` must hold"),
         ({"ceiling": 0.0}, "`0 < ceiling <= 1` must hold"),
         ({"round_to": {"channel": 0}}, "`round_to >= 1` must hold"),
+        ({"round_to": {"chanel": 8}}, "none is called 'chanel'. Did you mean 'channel'"),
     ],
 )
 def test_bounds_that_contradict_are_refused(options: dict[str, Any], rule: str) -> None:

@@ -172,6 +172,47 @@ def test_scores_that_are_no_losses_and_an_allocator_that_adds_them_up_are_told(t
     assert "allocator 'rd' adds up losses, which the scores of 'l2' are not: its sizes may be poor" in said
 
 
+def test_any_option_of_a_method_can_be_set_and_the_command_says_it_again(tmp_path: Path) -> None:
+    """By flags, by a recipe and flags, and by the command that was printed."""
+    words = ["prune", *TINY, *HALF, *QUICK, "--criterion", "rank_average", "--allocator", "global_mt"]
+    words += ["--recovery", "reconstruct,recalibrate_norm"]
+    ways = ["--set", "recovery.only_bias=true", "--set", "recovery.reconstruct.samples=32"]
+    sets = ["--set", "criterion.of=l1,wanda", "--set", "allocator.minimum=5e-3", "--set", "recovery.passes=2", *ways]
+    told = command(*words, *sets, "--out", "out", "--json").json
+    assert (told["criterion"], told["allocator"]) == ("rank_average(of=l1,wanda)", "global_mt")
+    given = {
+        "criterion.of": ["l1", "wanda"],
+        "allocator.minimum": 0.005,
+        "recovery.passes": 2,
+        "recovery.only_bias": True,
+        "recovery.reconstruct.samples": 32,
+    }
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["options"]["set"] == given
+    again = shlex.split(told["reproduce"])
+    assert command(*again[1:], "--resume", "--json").json == told
+    (tmp_path / "mine.yaml").write_text(
+        "set:\n  criterion.of: [l1, wanda]\n  allocator.minimum: 1e-3\n  recovery.passes: 2\n"
+    )
+    rest = ["--config", "mine.yaml", "--set", "allocator.minimum=0.005", *ways]
+    assert command(*words, *rest, "--out", "out", "--resume", "--json").json == told
+    other = command(*words, "--config", "mine.yaml", *ways, "--out", "out", "--resume")
+    assert other.code == 3
+    assert "`set` was" in other.said
+
+
+def test_sizes_are_bound_by_kind_and_by_name(tmp_path: Path) -> None:
+    bounds = ["--round-to", "channel=2,head=1", "--floor", "block1.*=0.5,block2.*=0.25", "--ceiling", "conv*=0.75"]
+    told = command("prune", *TINY, "--budget", "macs=0.7", *QUICK, *bounds, "--out", "out", "--json").json
+    made_by = told["plan"]["made_by"]
+    assert made_by["round_to"] == {"channel": 2, "head": 1}
+    assert made_by["floor"] == {"block1.*": 0.5, "block2.*": 0.25}
+    assert made_by["ceiling"] == {"conv*": 0.75}
+    assert all(axis["kept"] % 2 == 0 or axis["kept"] == axis["size"] for axis in told["plan"]["axes"])
+    again = shlex.split(told["reproduce"])
+    assert command(*again[1:], "--resume", "--json").json == told
+
+
 def test_the_folder_gets_a_name_of_model_and_time(tmp_path: Path) -> None:
     assert command("prune", "--model", "zoo:mlp", *HALF, *QUICK).code == 0
     (folder,) = (tmp_path / "runs").iterdir()
@@ -316,6 +357,10 @@ def write_inputs(folder: Path) -> None:
     (folder / "full").mkdir()
     (folder / "full" / "thesis.tex").write_text("years of work")
     (folder / "file").write_text("")
+    (folder / "set.yaml").write_text("model: zoo:mlp\nallocator: global_mt\nset:\n  allocator.minimum: low\n")
+    (folder / "lr.yaml").write_text(
+        "{model: zoo:digits_cnn, data: digits,\nrecovery: finetune,\nset: {\n  recovery.lr: 0.2}}\n"
+    )
     (folder / "mistyped.yaml").write_text("model: zoo:mlp\nbudgte: macs=0.5\n")
     (folder / "odd_nets.py").write_text(
         "import torch\n"
@@ -414,6 +459,62 @@ BAD: dict[str, tuple[list[str], int, list[str]]] = {
     "recovery without data": ([*MLP, "--recovery", "finetune"], 3, ["'finetune' needs data", "--recovery none"]),
     "allocator without data": ([*MLP, "--allocator", "fedtiny"], 3, ["'fedtiny' needs data", "uniform"]),
     "criterion without data": ([*MLP, "--criterion", "taylor"], 3, ["'taylor' needs data", "l1, l2, "]),
+    "option of nothing": ([*MLP, "--set", "epochs=3"], 3, ["`--set epochs` must name an option of the criterion, "]),
+    "option of an unknown kind": ([*MLP, "--set", "criterium.group=3"], 3, ["Did you mean 'criterion'"]),
+    "option that is not set": ([*MLP, "--set", "criterion.group"], 3, ["must read KIND.OPTION=VALUE"]),
+    "option set twice": (
+        [*MLP, "--set", "criterion.group=1", "--set", "criterion.group=2"], 3, ["may be given once", "'1' and '2'"]
+    ),
+    "option that no criterion has": (
+        [*MLP, "--set", "criterion.samples=3"], 3, ["`--set criterion.samples`: criterion 'l2' has no option", "obs"]
+    ),
+    "misspelt option of an allocator": (
+        [*MLP, "--allocator", "global_mt", "--set", "allocator.minimun=0.1"],
+        3,
+        ["'global_mt' has no option 'minimun'. Did you mean 'minimum'? Known: minimum."],
+    ),
+    "option of the wrong type": (
+        [*MLP, "--allocator", "global_mt", "--set", "allocator.minimum=low"],
+        3,
+        ["`--set allocator.minimum` must be a number, but it is 'low'"],
+    ),
+    "option out of range": (
+        [*MLP, "--allocator", "global_mt", "--set", "allocator.minimum=2"], 3, ["`0 <= minimum <= 1` must hold"]
+    ),
+    "option of a recovery that was not chosen": (
+        [*DIGITS, *IMAGES, "--recovery", "finetune", "--set", "recovery.perp.rank=2"],
+        3,
+        ["`--set recovery.perp.rank`: it is for recovery 'perp', but 'finetune' was chosen", "--recovery perp"],
+    ),
+    "option of no recovery": (
+        [*DIGITS, *IMAGES, "--recovery", "none", "--set", "recovery.rank=2"],
+        3,
+        ["recovery 'none' has no option 'rank'", "Those that have it: perp"],
+    ),
+    "option by its flag and set": (
+        [*DIGITS, *IMAGES, "--recovery", "finetune", "--lr", "0.1", "--set", "recovery.lr=0.2"],
+        3,
+        ["may be given once, but `--lr` and `--set recovery.lr` say the same"],
+    ),
+    "option by its flag and set for one": (
+        [*DIGITS, *IMAGES, "--recovery", "finetune", "--lr", "0.1", "--set", "recovery.finetune.lr=0.2"],
+        3,
+        ["may be given once, but `--lr` and `--set recovery.finetune.lr` say the same"],
+    ),
+    "parts of a criterion without data": (
+        [*MLP, "--criterion", "product", "--set", "criterion.of=l2,taylor"], 3, ["'product(of=l2,taylor)' needs data"]
+    ),
+    "metanetwork that is not there": (
+        [*MLP, "--criterion", "metanet", "--set", "criterion.checkpoint=gone.safetensors"], 3, ["gone.safetensors"]
+    ),
+    "option in a recipe": (
+        ["--config", "set.yaml"], 3, ["set.yaml:4: `set.allocator.minimum` must be a number, but it is 'low'"]
+    ),
+    "option in a recipe and by its flag": (
+        ["--config", "lr.yaml", "--lr", "0.1"], 3, ["`--lr` and lr.yaml:4: `set.recovery.lr` say the same"]
+    ),
+    "rounding by an unknown kind": ([*MLP, "--round-to", "chanel=8"], 3, ["'chanel'", "Did you mean 'channel'"]),
+    "rounding to words": ([*MLP, "--round-to", "channel=much"], 3, ["`--round-to` must be a whole number", "head=1"]),
     "option that no recovery has": (
         [*DIGITS, *IMAGES, "--recovery", "recalibrate_norm", "--epochs", "2"], 3, ["no option 'epochs'"]
     ),

@@ -60,6 +60,8 @@ def test_says_so_to_people(tmp_path: Path, weights: Path) -> None:
         (["--weights", "{weights}", "--recovery", "finetune"], "`--recovery` needs a network that runs"),
         (["--weights", "{weights}", "--epochs", "2"], "`--epochs` needs a network that runs"),
         (["--weights", "{weights}", "--criterion", "taylor"], "needs data. Give"),
+        (["--weights", "{weights}", "--set", "recovery.epochs=2"], "recovery 'none' has no option 'epochs'"),
+        (["--weights", "{weights}", "--set", "criterion.p=2"], "criterion 'l2' has no option 'p'"),
         (["--weights", "{weights}/no.safetensors"], "weights must be in safetensors files, but"),
         (["--weights", "{weights}", "--model-arg", "hidden=64"], "must be (64, 64), but is (64, 176)"),
     ],

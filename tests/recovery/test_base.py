@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from metaprune.errors import ConfigError
-from metaprune.recovery import RECOVERIES, Finetune, RecalibrateNorm, resolve
+from metaprune.recovery import RECOVERIES, Finetune, Perp, RecalibrateNorm, resolve
 from metaprune.recovery._base import on_device
 
 
@@ -15,6 +15,9 @@ class TestResolve:
             RecalibrateNorm(passes=3),
             Finetune(lr=0.1),
         ]
+
+    def test_an_option_for_one_goes_over_that_for_all(self):
+        assert resolve("finetune,perp", **{"lr": 0.1, "perp.lr": 0.2}) == [Finetune(lr=0.1), Perp(lr=0.2)]
 
     @pytest.mark.parametrize("nothing", [None, "none", "", []])
     def test_nothing(self, nothing):
@@ -33,7 +36,8 @@ class TestResolve:
             ("recalibrate_norm", {"epochs": 3}, "no option 'epochs'. Known: passes"),
             ("none", {"epochs": 3}, "no option 'epochs'. Known: none"),
             ("finetune,finetune", {}, "named once"),
-            ("finetune", {"epochs": "three"}, "wrong type"),
+            ("finetune", {"epochs": "three"}, "`epochs` must be a whole number, but it is 'three'"),
+            ("finetune", {"lr": True}, "`lr` must be a number, but it is True"),
             ("finetune", {"epochs": 0}, "`epochs >= 1` must hold, but epochs=0"),
         ],
     )
