@@ -173,11 +173,13 @@ def prune(
         pattern: Where entries may stay, e.g. ``"2:4"``, as for :func:`metaprune.sparsify`; then the budget may be None.
         data: As for :func:`plan`. A dataset also gives accuracies: they are measured on its test split and decide
             nothing.
-        criterion: What a unit is worth; None means ``metanet`` with a metanetwork, else ``taylor`` with data and
-            ``l2`` without, or with an allocator that drops whole branches.
-        allocator: How much each axis may lose.
-        recovery: Names separated by commas, recoveries, or None for none. Without data nothing is recovered.
-        recovery_options: Options of the named recoveries, e.g. ``{"epochs": 3}``.
+        criterion: What a unit is worth: a registered name, or an instance with options of its own, such as
+            ``Obs(samples=256)``; None means ``metanet`` with a metanetwork, else ``taylor`` with data and ``l2``
+            without, or with an allocator that drops whole branches.
+        allocator: How much each axis may lose: a registered name, or an instance.
+        recovery: Names separated by commas, instances, or None for none. Without data nothing is recovered.
+        recovery_options: Options of the named recoveries, e.g. ``{"epochs": 3}``, or of one of them,
+            ``{"perp.rank": 8}``.
         metanet: As for :func:`plan`.
         loss: As for :func:`plan`.
         round_to: As for :func:`plan`.

@@ -14,13 +14,14 @@ from torch import nn
 
 import metaprune as mp
 from metaprune import data, zoo
+from metaprune.allocate import GlobalMinimumThreshold
 from metaprune.criteria import MetanetScore, Taylor
 from metaprune.edits import DropBlock, Mask, SetWeight
 from metaprune.errors import BudgetError, ConfigError, InputError, VerificationError
 from metaprune.metanet import Metanet, Shape, save_checkpoint
 from metaprune.pipeline import Result
 from metaprune.planning import calibration_batches
-from metaprune.recovery import Context, resolve
+from metaprune.recovery import Context, RecalibrateNorm, resolve
 
 DIGITS = data.load("digits")
 
@@ -117,6 +118,17 @@ def test_where_branches_leave_whole_no_unit_is_judged(monkeypatch: pytest.Monkey
     result = mp.prune(model, images[0][0][:2], "macs=0.8", data=images, allocator="laptop")
     assert result.plan.made_by["criterion"] == "l2"
     assert any(isinstance(edit, DropBlock) for edit in result.plan.edits)
+
+
+def test_methods_may_be_instances_with_options_of_their_own(trained: nn.Module, example: torch.Tensor) -> None:
+    way: dict[str, Any] = {"criterion": Taylor(group=8), "allocator": GlobalMinimumThreshold(minimum=0.01)}
+    result = mp.prune(trained, example, "macs=0.6", data=DIGITS, calibration=64, recovery=RecalibrateNorm(), **way)
+    made_by = result.plan.made_by
+    assert (made_by["criterion"], made_by["allocator"]) == ("taylor(group=8)", "global_mt(minimum=0.01)")
+    assert len(result.recovered) == 1
+    batches = list(DIGITS.train.subset(64, 0).batches(32))
+    plan = mp.plan(mp.trace(trained, example), "macs=0.6", **way, data=batches)
+    assert plan.made_by["criterion"] == "taylor(group=8)"
 
 
 def test_a_loss_of_the_users_own(trained: nn.Module, example: torch.Tensor) -> None:

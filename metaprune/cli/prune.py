@@ -152,10 +152,9 @@ def prune(
         float | None,
         typer.Option(metavar="T", help="Of the distillation, by finetune or distil. [4]", rich_help_panel=RECOVERY),
     ] = None,
-    set_: Annotated[
+    set: Annotated[
         list[str] | None,
         typer.Option(
-            "--set",
             metavar="KIND.OPTION=VALUE",
             help="Any option of the criterion, allocator or recovery, e.g. criterion.samples=256, or of one recovery: "
             "recovery.perp.rank=8; as often as needed. `metaprune list recoveries perp` shows them.",
@@ -246,7 +245,7 @@ def prune(
     }
     from metaprune.config import load_recipe, place_of, prune_options, set_entries
 
-    given["set"] = set_entries(set_)
+    given["set"] = set_entries(set)
     recipe = None if config is None else load_recipe(config)  # before torch is imported: it is what most often fails
     from metaprune.allocate import ALLOCATORS
     from metaprune.budget import entry_budget
