@@ -226,18 +226,21 @@ def resolve(spec: "str | Recovery | Sequence[Recovery] | None", **options: Any) 
             one of them. None means the default.
 
     Raises:
-        ConfigError: There is no such recovery or option, a value does not fit, or a name is given twice.
+        ConfigError: There is no such recovery or option, a value does not fit, a name is given twice, or options come
+            with recoveries that have theirs.
 
     >>> resolve("recalibrate_norm", passes=2)
     [RecalibrateNorm(passes=2)]
     """
-    if spec is None or isinstance(spec, Recovery):
-        return [] if spec is None else [spec]
-    if not isinstance(spec, str):
-        return list(spec)
-    names = names_in(spec)
     given = {key: value for key, value in options.items() if value is not None}
-    return list(deal(RECOVERIES, names, given)[0].values())
+    if isinstance(spec, str):
+        return list(deal(RECOVERIES, names_in(spec), given)[0].values())
+    ways = [spec] if isinstance(spec, Recovery) else list(spec or ())
+    if ways and given:
+        raise ConfigError(
+            f"options are for recoveries that are named, but {', '.join(given)} came with {ways!r}. Give them to these."
+        )
+    return ways
 
 
 def names_in(spec: str | None) -> list[str]:

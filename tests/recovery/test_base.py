@@ -37,6 +37,7 @@ class TestResolve:
             ("none", {"epochs": 3}, "no option 'epochs'. Known: none"),
             ("finetune,finetune", {}, "named once"),
             ("finetune", {"epochs": "three"}, "`epochs` must be a whole number, but it is 'three'"),
+            (RecalibrateNorm(), {"passes": 3}, "options are for recoveries that are named, but passes came with"),
             ("finetune", {"lr": True}, "`lr` must be a number, but it is True"),
             ("finetune", {"epochs": 0}, "`epochs >= 1` must hold, but epochs=0"),
         ],
