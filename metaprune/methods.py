@@ -21,6 +21,7 @@ from metaprune.registry import Registry
 
 T = TypeVar("T")
 
+KINDS = ("criterion", "allocator", "recovery")  # of methods whose options can be given from outside
 _ENTRY = re.compile(r"    (\w+): (.*)")
 _MARKUP = re.compile(r"(?::[a-z]+:`~?|``?)([^`]+)``?")  # roles and code of reStructuredText
 _READING = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -55,6 +56,27 @@ def options(method: type) -> dict[str, Option]:
         )
         for part in _fields(method)
     }
+
+
+def by_kind(entries: Mapping[str, Any], where: Callable[[str], str] = "`{}`".format) -> dict[str, dict[str, Any]]:
+    """Values by ``KIND.option`` or ``KIND.name.option``, as one mapping a kind, for :func:`deal`.
+
+    Raises:
+        ConfigError: A key does not begin with a kind.
+
+    >>> by_kind({"criterion.samples": 256, "recovery.perp.rank": 8})
+    {'criterion': {'samples': 256}, 'allocator': {}, 'recovery': {'perp.rank': 8}}
+    """
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+    for key, value in entries.items():
+        kind, _, option = key.partition(".")
+        if kind not in KINDS or not option:
+            raise ConfigError(
+                f"{where(key)} must name an option of the {', '.join(KINDS)}, e.g. recovery.epochs."
+                f"{did_you_mean(kind, KINDS)} `metaprune list recoveries NAME` shows those of one."
+            )
+        found[kind][option] = value
+    return found
 
 
 def deal(

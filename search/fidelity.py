@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from metaprune.allocate import Problem
+from metaprune.allocate import ALLOCATORS, Problem
+from metaprune.criteria import CRITERIA
 from metaprune.data import Dataset
 from metaprune.errors import BudgetError, ConfigError, VerificationError
 from metaprune.export import export
@@ -24,10 +25,12 @@ from metaprune.files import write_atomically
 from metaprune.graph import Network, trace
 from metaprune.measure import latency
 from metaprune.measure.accuracy import Accuracy, accuracy, compare
+from metaprune.methods import by_kind, deal
 from metaprune.pipeline import TOLERANCE, Result, figures, fill, stored_tensors
 from metaprune.planning import Judgement, allot, calibration_batches, judge, reachable_limits, share_left, with_times
 from metaprune.plans import Plan
-from metaprune.recovery import Context, NoProgress, Progress, on_device, resolve, torch_device
+from metaprune.recovery import RECOVERIES, Context, NoProgress, Progress, Recovery, on_device, resolve, torch_device
+from metaprune.registry import Registry
 from metaprune.run import seed_everything
 from metaprune.search.campaign import PREDICTED
 from metaprune.search.latency import Table
@@ -57,6 +60,7 @@ class Laboratory:
         if subject.dataset is None:
             raise ConfigError("a campaign needs data to judge networks by. Give `data`.")
         self.settings, self.subject, self.folder = settings, subject, folder
+        self.methods = methods_of(settings)
         self.data: Dataset = subject.dataset
         self.results = Results(folder / "results")
         self.progress = progress or NoProgress()
@@ -142,8 +146,9 @@ class Laboratory:
             notes.append(f"out of reach in multiples of {config['round_to']}: in multiples of {round_to} instead")
         judgement = self.judgement(config["criterion"], config["metanet"], share_left(self.network, limits))
         plan = allot(
-            self.network, judgement, budget, config["allocator"], round_to=round_to, floor=config["floor"], grid=grid
-        )
+            self.network, judgement, budget, self.methods["allocator"].get(config["allocator"], config["allocator"]),
+            round_to=round_to, floor=config["floor"], grid=grid,
+        )  # fmt: skip
         return plan, notes
 
     def judgement(self, criterion: str, metanet: str = "off", share: float = 0.5) -> Judgement:
@@ -152,7 +157,7 @@ class Laboratory:
         key = (criterion, metanet, round(share, 6) if learnt else None)
         found = self._judgements.pop(key, None) or judge(
             self.network,
-            criterion,
+            self.methods["criterion"].get(criterion, criterion),
             "default" if metanet in ("edit", "both") else None,
             self._calibration,
             self.task,
@@ -175,10 +180,9 @@ class Laboratory:
 
     def healed(self, config: Mapping[str, Any], rung: Rung, plan: Plan, checkpoints: Path) -> nn.Module:
         """The network after the cut, its recovery and, on a rung that trains, fine-tuning."""
-        names = [] if config["recovery"] == "none" else config["recovery"].split("+")
         context = replace(self._context, plan=plan, masks=self.network.masks(plan), folder=checkpoints, resume=True)
         slim: nn.Module = self.network.apply(plan)
-        recoveries = resolve(",".join(names) or None)
+        recoveries = self.recoveries(config["recovery"])
         if rung.kind == "finetune":
             recoveries += resolve(
                 "finetune", epochs=rung.epochs, lr=rung.lr, batch_size=rung.batch_size, distil=rung.distil
@@ -186,6 +190,10 @@ class Laboratory:
         for recovery in recoveries:
             slim = recovery.recover(slim, context).model
         return slim.eval()
+
+    def recoveries(self, spec: str) -> list[Recovery]:
+        """What a choice of recoveries means, names joined by ``+`` or ``none``."""
+        return [self.methods["recovery"].get(way.name, way) for way in resolve(spec.replace("+", ","))]
 
     @torch.no_grad()
     def quality(self, model: nn.Module, images: int | None = None) -> dict[str, float]:
@@ -347,6 +355,25 @@ class Laboratory:
         )
 
 
+def methods_of(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The methods of a campaign that are given options, by kind and name.
+
+    Raises:
+        ConfigError: An option goes to nothing that can be chosen, or does not fit.
+    """
+    choices, found = settings.choices, dict[str, dict[str, Any]]()
+    names = {
+        "criterion": (*choices.criterion, *(rung.criterion for rung in settings.rungs)),
+        "allocator": (*choices.allocator, *settings.baselines),
+        "recovery": tuple(name for spec in choices.recovery for name in spec.split("+") if name != "none"),
+    }
+    registries: dict[str, Registry[Any]] = {"criterion": CRITERIA, "allocator": ALLOCATORS, "recovery": RECOVERIES}
+    for kind, given in by_kind(settings.set, "`set.{}`".format).items():
+        made, _ = deal(registries[kind], tuple(dict.fromkeys(names[kind])), given, f"`set.{kind}.{{}}`".format)
+        found[kind] = {name: method for name, method in made.items() if method != registries[kind][name]()}
+    return found
+
+
 def check_recoveries(laboratory: Laboratory) -> None:
     """Whether every recovery that can be chosen has what it needs.
 
@@ -354,7 +381,7 @@ def check_recoveries(laboratory: Laboratory) -> None:
         ConfigError: One has not.
     """
     for spec in laboratory.settings.choices.recovery:
-        for recovery in resolve(None if spec == "none" else spec.replace("+", ",")):
+        for recovery in laboratory.recoveries(spec):
             recovery.check(laboratory.network.model, laboratory._context)
 
 

@@ -236,6 +236,8 @@ class Settings:
         task: A registered name or ``package.module:factory``; None means classification.
         train: How the dense network is trained first; None where it has weights.
         space: What may be cut.
+        set: Options of the methods that are chosen between, e.g. ``{criterion.samples: 256}`` for every criterion that
+            has it, or ``{recovery.perp.rank: 8}`` for one method; the fine-tuning of rungs has its own.
         limits: What must hold of every network, e.g. ``macs=0.6,latency_ms=0.8``.
         objectives: One to three of accuracy, loss, macs, params, bytes, activations, latency_ms.
         rungs: Fidelities, the cheapest first; the study works on the first one.
@@ -263,6 +265,7 @@ class Settings:
     task: str | None = None
     train: Training | None = None
     space: SpaceOptions = SpaceOptions()
+    set: Mapping[str, Any] = field(default_factory=dict)
     limits: str | None = None
     objectives: Names = ("accuracy", "macs")
     rungs: tuple[Rung, ...] = (Rung(kind="evaluate"),)
@@ -335,7 +338,8 @@ class Settings:
     def deciding(self) -> dict[str, Any]:
         """All that decides what a trial gives, as plain data."""
         places = ("storage", "lease", "workers", "children", "networks", "stop", "name")
-        return {name: value for name, value in asdict(self).items() if name not in places}
+        unset = () if self.set else ("set",)  # so that a campaign without it is the one that it was
+        return {name: value for name, value in asdict(self).items() if name not in (*places, *unset)}
 
     @property
     def identity(self) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 from metaprune.allocate import ALLOCATORS, Allocator
 from metaprune.config import PruneOptions
 from metaprune.criteria import CRITERIA, Criterion
-from metaprune.errors import ConfigError, did_you_mean
-from metaprune.methods import deal
+from metaprune.errors import ConfigError
+from metaprune.methods import by_kind, deal
 from metaprune.pipeline import default_criterion
 from metaprune.recovery import RECOVERIES, Recovery, names_in
 from metaprune.registry import Registry
@@ -54,15 +54,7 @@ def read_methods(options: PruneOptions, where: Callable[[str], str]) -> Methods:
     names: dict[str, Sequence[str]] = {
         "criterion": [criterion], "allocator": [options.allocator], "recovery": recoveries
     }  # fmt: skip
-    given: dict[str, dict[str, Any]] = {kind: {} for kind in REGISTRIES}
-    for key, value in options.set.items():
-        kind, _, option = key.partition(".")
-        if kind not in REGISTRIES or not option:
-            raise ConfigError(
-                f"{where(f'set.{key}')} must name an option of the {', '.join(REGISTRIES)}, e.g. recovery.epochs."
-                f"{did_you_mean(kind, REGISTRIES)} `metaprune list recoveries NAME` shows those of one."
-            )
-        given[kind][option] = value
+    given = by_kind(options.set, lambda key: where(f"set.{key}"))
     for option in options.training:
         if option in given["recovery"]:
             raise ConfigError(

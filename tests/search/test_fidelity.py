@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from metaprune.errors import BudgetError
+from metaprune.errors import BudgetError, ConfigError
 from metaprune.graph import Network
+from metaprune.recovery import RecalibrateNorm
 from metaprune.search import fidelity
 from metaprune.search.campaign import Campaign
-from metaprune.search.fidelity import Laboratory
+from metaprune.search.fidelity import Laboratory, methods_of
 from metaprune.search.latency import Table
 from metaprune.search.prepare import read, train
 from metaprune.search.results import Results
@@ -102,6 +103,33 @@ def test_the_dense_network_stays_as_it_was(lab: Laboratory) -> None:
     for name, tensor in lab.network.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert lab.about == about
+
+
+def test_methods_get_the_options_of_the_campaign(lab: Laboratory, tmp_path: Path) -> None:
+    options = {"criterion.taylor.group": 8, "recovery.recalibrate_norm.passes": "2"}
+    given = laboratory(tmp_path / "given", set=options)
+    plan, _ = given.plan(CONFIG)
+    assert plan.made_by["criterion"] == "taylor(group=8)"
+    assert given.recoveries("recalibrate_norm") == [RecalibrateNorm(passes=2)]
+    assert given.recoveries("none") == []
+    assert lab.recoveries("recalibrate_norm") == [RecalibrateNorm()]
+    assert given.settings.identity != lab.settings.identity
+    assert "set" not in lab.settings.deciding  # campaigns that were begun before there was such a thing go on
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"criterion.samples": 8}, "`set.criterion.samples`: criterion 'taylor,l2' has no option 'samples'"),
+        ({"criterion.group": 0}, "`group >= 1` must hold"),
+        ({"criterium.group": 1}, "`set.criterium.group` must name an option of the criterion"),
+        ({"recovery.perp.rank": 1}, "it is for recovery 'perp', but 'recalibrate_norm' was chosen"),
+    ],
+)
+def test_options_that_nothing_takes_are_refused_before_anything_begins(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        methods_of(asked(set=options))
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["edit", "scores", "both"])
