@@ -15,6 +15,7 @@ from metaprune.criteria import CRITERIA, Calibration, Criterion, require_entrywi
 from metaprune.edits import Mask, best_of
 from metaprune.errors import BudgetError
 from metaprune.graph import Entries, Network
+from metaprune.methods import named
 from metaprune.planning import CALIBRATION, Data, calibration_batches
 from metaprune.plans import Plan
 from metaprune.task import Task, resolve_task
@@ -85,8 +86,8 @@ def sparsify(
     made_by = {
         "budget": str(entry_budget(budget, pattern)),
         "pattern": entries.pattern.text,
-        "criterion": criterion if isinstance(criterion, str) else repr(criterion),
-        "allocator": allocator if isinstance(allocator, str) else repr(allocator),
+        "criterion": named(CRITERIA, chosen),
+        "allocator": named(ALLOCATORS, divide),
         "floor": floor,
         "seed": seed,
         "calibration": calibration if chosen.needs or divide.needs else 0,
