@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from metaprune import zoo
 from metaprune.allocate import ALLOCATORS, Allocator, Problem
+from metaprune.allocate._branches import Outputs, find_branches
 from metaprune.allocate._paths import ranked
 from metaprune.errors import BudgetError, ConfigError, InputError
 from metaprune.graph import Network, trace
@@ -140,7 +142,11 @@ def test_the_same_problem_has_the_same_answer(allocator: Allocator) -> None:
 @pytest.mark.parametrize("which", ["digits_cnn", "vit_tiny"])
 @pytest.mark.parametrize("name", [name for name in WIDTHS if name not in MEASURED])
 def test_more_budget_loses_no_more(name: str, which: str) -> None:
-    """The predicted loss, which is the score of what leaves, does not grow with the budget."""
+    """The predicted loss, which is the score of what leaves, does not grow with the budget.
+
+    Those that go by what the network gives do not look at this sum; what they look at is measured on candidates, which
+    differ from budget to budget, so that it need not fall. Depth is below.
+    """
     losses = []
     for budget in (0.3, 0.45, 0.6, 0.75, 0.9, 1.0):
         asked = problem(which, budget, additive=True)
@@ -183,6 +189,23 @@ def test_branches_leave_whole_or_stay(name: str, which: str) -> None:
     assert all(len(ranks) == network.axis(axis).size for axis, ranks in whole.items())
     several = replace(problem(which, 0.7), limits={q: 0.7 * network.cost()[q] for q in ("macs", "params")})
     assert several.fits(sizes(several, made(name).allocate(several)))
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_more_budget_loses_no_more_of_depth(name: str) -> None:
+    """Losses of branches add up for laptop, and this sum falls; finercut drops no branch that a lower budget keeps."""
+    sums, gone = [], []
+    for budget in (0.6, 0.7, 0.8, 0.9, 1.0):
+        asked = problem("digits_cnn", budget, floor=0.0)
+        kept, outputs, branches = made(name).allocate(asked), Outputs(asked, 8), find_branches(asked)
+        dropped = [branch for branch in branches if not kept[asked.network.axes[branch.places[0]].name]]
+        sums.append(sum(outputs.loss([branch]) for branch in dropped))
+        gone.append({branch.block.name for branch in dropped})
+    assert gone[-1] == set() != gone[0]
+    if name == "laptop":
+        assert sums == sorted(sums, reverse=True)
+    else:
+        assert all(more <= fewer for fewer, more in pairwise(gone))
 
 
 @pytest.mark.parametrize("name", DEPTHS)

@@ -63,6 +63,27 @@ def test_in_consensus_the_static_network_gives_what_the_gated_one_does(lesson, n
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lesson.plain.modules())
 
 
+def test_samples_that_agree_give_what_the_network_without_their_closed_branches_gives(lesson, net, context):
+    """Each sample still decides for itself."""
+    closed = [name for k, (name, *_) in enumerate(lesson._sites) if k % 2]
+    with torch.no_grad():
+        for k, gate in enumerate(lesson.gates.each):  # open or closed by more than any input can say
+            gate.fc2.weight.mul_(0.01)
+            gate.fc2.bias.fill_(-1.0 if k % 2 else 1.0)
+    lesson.plain.eval()
+    lesson.gates.eval()
+    slim = net.apply(Plan(tuple(map(DropBlock, closed)))).eval()
+    for images, _ in context.train.batches(128):
+        with torch.no_grad():
+            gated, static = lesson.plain(images), slim(images)
+        assert not bool(lesson.gates.fixed)
+        for k, (name, *_) in enumerate(lesson._sites):
+            assert lesson.gates_now[name].tolist() == [float(k % 2 == 0)] * len(images)
+        torch.testing.assert_close(static, gated, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            assert (slim(images) - net.model(images)).abs().max() > 1e-2
+
+
 def test_which_stay(net):
     costs = _Costs(net, [block.name for block in net.blocks], "macs=1")
     count = len(net.blocks)
