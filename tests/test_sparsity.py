@@ -127,6 +127,24 @@ def test_a_plan_of_units_refuses_a_budget_of_entries(net: Network) -> None:
         mp.plan(net, "nonzeros=0.5")
 
 
+@pytest.mark.parametrize("options", [{"rounds": 2}, {"round_to": 8}, {"metanet": "default"}])
+def test_what_is_for_units_alone_is_refused(net: Network, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"`{next(iter(options))}` is for units that leave whole"):
+        mp.prune(net.model, net.example_inputs, pattern="2:4", **options)
+
+
+def test_the_whole_way_keeps_zeros(net: Network) -> None:
+    result = mp.prune(
+        net.model, net.example_inputs, pattern="2:4", data=BATCHES, criterion="wanda", recovery="reconstruct"
+    )
+    for name, mask in kept(result.plan).items():
+        assert torch.equal(result.model.get_parameter(name) != 0, mask)
+    assert not torch.equal(
+        result.model.conv.weight[kept(result.plan)["conv.weight"]],
+        net.weights["conv.weight"][kept(result.plan)["conv.weight"]],
+    )
+
+
 @pytest.mark.parametrize("text", ["", "rows", "2:", ":4", "0:4", "5:4", "n:", "x:4", "2:4:8"])
 def test_what_is_no_pattern(text: str) -> None:
     with pytest.raises(ConfigError, match="a pattern must be"):
