@@ -9,7 +9,9 @@ from torch.nn.utils import prune
 
 import metaprune as mp
 from metaprune import data, zoo
+from metaprune.allocate import GlobalMinimumThreshold
 from metaprune.budget import Pattern, entry_budget
+from metaprune.criteria import L1
 from metaprune.edits import Mask
 from metaprune.errors import BudgetError, ConfigError
 from metaprune.graph import Network, trace
@@ -92,6 +94,11 @@ def test_anywhere_is_one_threshold(net: Network) -> None:
     prune.global_unstructured(places, prune.L1Unstructured, amount=total - int(0.3 * total))
     for module, (name, _) in zip(modules, weights.items(), strict=True):
         assert torch.equal(masks[name], module.weight_mask.bool()), name
+
+
+def test_a_plan_names_methods_with_their_options(net: Network) -> None:
+    plan = mp.sparsify(net, "nonzeros=0.5", L1(), GlobalMinimumThreshold(minimum=0.1))
+    assert (plan.made_by["criterion"], plan.made_by["allocator"]) == ("l1", "global_mt(minimum=0.1)")
 
 
 def test_equal_entries_leave_first_ones_first() -> None:
