@@ -358,7 +358,7 @@ def calibration_batches(data: Data, samples: int, seed: int) -> Callable[[], Ite
         return lambda: map(_as_batch, data())
     batches = [_as_batch(batch) for batch in data]
     if not batches:
-        raise InputError("data must give batches, but there is none.")
+        raise InputError("data must give batches, but it gives none.")
     return lambda: iter(batches)
 
 

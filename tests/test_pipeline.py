@@ -1,6 +1,7 @@
 """The whole way on real digits, its promises and its refusals."""
 
 import copy
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -304,10 +305,15 @@ def test_calibration_batches_are_the_same_every_pass() -> None:
     other = torch.cat([x for x, _ in calibration_batches(DIGITS, 100, seed=2)()])
     assert not torch.equal(first, other)
 
-    def endless() -> Iterator[object]:
-        yield from DIGITS.train.batches(8)
 
-    assert calibration_batches(endless, 5, 0) is endless
+def test_batches_of_a_function_are_taken_as_they_come() -> None:
+    def endless() -> Iterator[object]:
+        while True:
+            yield from DIGITS.train.batches(8)
+
+    given = calibration_batches(endless, 5, 0)
+    for seen, own in zip(itertools.islice(given(), 200), endless()):
+        assert seen is own or torch.equal(seen[0], own[0])
 
 
 @pytest.mark.long

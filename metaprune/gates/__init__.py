@@ -2,7 +2,7 @@
 
 from metaprune.gates._base import GATES, Gated, GatedNetwork, Gating, gated_axes, kept_within
 from metaprune.gates.consensus import Consensus
-from metaprune.gates.ecodiff import EcoDiff, rollout_gradient
+from metaprune.gates.ecodiff import EcoDiff
 from metaprune.gates.lapp import Lapp
 
 __all__ = [
@@ -15,5 +15,4 @@ __all__ = [
     "Lapp",
     "gated_axes",
     "kept_within",
-    "rollout_gradient",
 ]

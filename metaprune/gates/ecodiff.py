@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
 from metaprune.budget import Budget, parse_budget
 from metaprune.errors import ConfigError
@@ -40,8 +43,12 @@ class EcoDiff(Gating):
 
     The gates are drawn once a step. The loss is the mean squared difference of the gated output to the dense one, over
     the mean square of that, plus ``weight * mean |l|``; weights are frozen, and labels are not read. In the end the
-    units of the lowest logits over all axes leave until the budget is met. A pipeline that calls the network many times
-    gives its gradient by :func:`rollout_gradient` in the memory of one call.
+    units of the lowest logits over all axes leave until the budget is met.
+
+    A pipeline that calls the network many times is a :class:`~metaprune.task.Task` whose `outputs` does so; all calls
+    of a step see the same gates. With `checkpointed` its gradient takes the memory of one call and of what is handed
+    from call to call, for a second forward (Chen et al., Training Deep Nets with Sublinear Memory Cost,
+    arXiv:1604.06174).
 
     Source: EcoDiff (Zhang et al., arXiv:2412.02852). Differs: gates are drawn once a trajectory, so that the
     checkpointed gradient is exact; the difference has no unit.
@@ -50,12 +57,14 @@ class EcoDiff(Gating):
         weight: Of the logits' size in the loss, at least 0.
         start: Every logit in the beginning.
         rate: Learning rate of the logits (AdamW), above 0.
+        checkpointed: Compute each call of the network again for its gradient.
     """
 
     name: ClassVar[str] = "ecodiff"
     weight: float = 0.2
     start: float = 3.0
     rate: float = 0.1
+    checkpointed: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
@@ -68,7 +77,7 @@ class EcoDiff(Gating):
         every = {name: torch.ones(network.axis(name).size) for name in gateable(network)}
         kept_within(network, every, budget, self.floor)  # refuses what cannot be reached
         frozen = replace(self, training=replace(self.training, recalibrate=False))  # the dense network as it is
-        told = {name: getattr(self, name) for name in ("weight", "start", "rate")}
+        told = {name: getattr(self, name) for name in ("weight", "start", "rate", "checkpointed")}
         lesson, done = learnt(
             frozen, network, context, lambda model, context: _Matching(self, network, model, context), told
         )
@@ -123,6 +132,10 @@ def open_probability(logits: Tensor) -> Tensor:
     return torch.sigmoid(logits - TEMPERATURE * math.log(-GAMMA / ZETA))
 
 
+def _called(model: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    return functional_call(model, dict(tensors), args, kwargs)
+
+
 class _Matching(Lesson):
     """The dense output is to be matched by few open gates."""
 
@@ -131,7 +144,7 @@ class _Matching(Lesson):
         self.law, self.plain = law, model
         sizes = {name: network.axis(name).size for name in gated_axes(network)}
         self.gates = HardConcrete(sizes, law.start).to(context.device)
-        self.model = GatedNetwork(network, model, self.gates, frozen=True)
+        self.model = self.gated = GatedNetwork(network, model, self.gates, frozen=True)
 
     def optimizer(self, recipe: Trained) -> Optimizer:
         """AdamW over the logits alone."""
@@ -140,54 +153,18 @@ class _Matching(Lesson):
 
     def loss(self, batch: Batch) -> Tensor:
         """Of a batch, a scalar."""
-        given = main_output(self.context.task.outputs(self.model, batch))
+        given = main_output(self.context.task.outputs(self._drawn(), batch))
         with torch.no_grad():
             wanted = main_output(self.context.task.outputs(self.plain, batch))
         distance = (given - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
         sizes = torch.cat([logits.abs() for logits in self.gates.logits])
         return distance + self.law.weight * sizes.mean()
 
+    def _drawn(self) -> Callable[..., Any]:
+        """The network with gates that are drawn now, for all calls."""
+        call = partial(_called, self.plain, self.gated.tensors(self.gates()))
+        return partial(checkpoint, call, use_reentrant=False) if self.law.checkpointed else call
+
     def finished(self) -> nn.Module:
         """The network as it was."""
         return self.plain
-
-
-def rollout_gradient(
-    step: Callable[[Tensor, int, Any], Tensor],
-    start: Tensor,
-    steps: int,
-    gates: Mapping[str, Tensor],
-    loss: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss after many steps of a pipeline and its gradient by the gates, with the graph of one step in memory.
-
-    The states are computed forward without a graph and kept; backward, each step is computed again with one. Exact,
-    because the gates are the same in all of it: draw them once.
-
-    Args:
-        step: ``step(state, k, gates)`` gives the next state; deterministic.
-        start: The first state.
-        steps: Number of steps.
-        gates: Axis name -> gates, as drawn; their own graph is not entered.
-        loss: A scalar of the last state.
-
-    Returns:
-        The loss, and axis name -> its gradient by the gates.
-    """
-    leaves = {name: gate.detach().requires_grad_() for name, gate in gates.items()}
-    states = [start.detach()]
-    with torch.no_grad():
-        for k in range(steps):
-            states.append(step(states[-1], k, leaves))
-    last = states.pop().requires_grad_()
-    value = loss(last)
-    (pull,) = torch.autograd.grad(value, last)
-    total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    for k in reversed(range(steps)):
-        state = states.pop().requires_grad_()
-        out = step(state, k, leaves)
-        pull, *parts = torch.autograd.grad(out, [state, *leaves.values()], pull, allow_unused=True)
-        pull = torch.zeros_like(state) if pull is None else pull
-        for name, part in zip(total, parts, strict=True):
-            total[name] += 0 if part is None else part
-    return value.detach(), total
