@@ -134,7 +134,7 @@ def named(registry: Registry[type[T]], method: str | T) -> str:
     """
     if isinstance(method, str):
         return method
-    name = next((name for name in registry if registry[name] is type(method)), None)
+    name = registry.name_of(type(method))
     if name is None:
         return repr(method)
     values = ((part, getattr(method, part.name)) for part in _fields(type(method)))

@@ -58,6 +58,10 @@ class Registry(Generic[T]):
         self._load_plugins()
         return name in self._items
 
+    def name_of(self, item: Any) -> str | None:
+        """The name under which a member is registered; None for what is no member."""
+        return next((name for name in self if self[name] is item), None)
+
     def __iter__(self) -> Iterator[str]:
         self._load_plugins()
         return iter(sorted(self._items))

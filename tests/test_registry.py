@@ -37,6 +37,13 @@ def test_a_registry_fills_itself_from_its_home() -> None:
     assert {"keep", "set_weight"} <= set(EDITS)
 
 
+def test_a_member_knows_its_name() -> None:
+    from metaprune.allocate import ALLOCATORS, Uniform
+
+    assert ALLOCATORS.name_of(Uniform) == "uniform"
+    assert ALLOCATORS.name_of(dict) is None
+
+
 def test_a_registry_may_have_several_homes() -> None:
     from metaprune.allocate import ALLOCATORS
 

@@ -350,7 +350,7 @@ class Allocator(ABC):
         """
         self.check_units(problem.network)
         if self.needs and (problem.batches is None or problem.task is None):
-            name = next(name for name in ALLOCATORS if ALLOCATORS[name] is type(self))
+            name = ALLOCATORS.name_of(type(self)) or type(self).__name__
             ready = ", ".join(name for name in ALLOCATORS if not ALLOCATORS[name].needs)
             raise ConfigError(
                 f"allocator {name!r} needs data. Give `data=` (--data), or take one that needs none: {ready}."
@@ -366,7 +366,7 @@ class Allocator(ABC):
             ConfigError: It looks at a network that loses whole units or branches, and they are of no such one.
         """
         if _cuts_axes(self) and not isinstance(units, Network):
-            name = next((name for name in ALLOCATORS if ALLOCATORS[name] is type(self)), type(self).__name__)
+            name = ALLOCATORS.name_of(type(self)) or type(self).__name__
             ready = ", ".join(name for name in ALLOCATORS if not _cuts_axes(ALLOCATORS[name]))
             raise ConfigError(
                 f"allocator {name!r} needs a network that loses whole units, but what leaves here are units of "

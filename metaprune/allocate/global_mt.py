@@ -6,9 +6,7 @@ from metaprune.allocate._base import ALLOCATORS, Allocator, Problem, Sizes
 from metaprune.allocate._paths import by_share, by_threshold, ranked
 from metaprune.errors import ConfigError
 
-_LAST = (
-    1e-6  # share of an axis that the threshold leaves whole: far below one unit, until all others have their minimum
-)
+_LAST = 1e-6  # share of an axis that the threshold leaves whole; below one unit until all others have their minimum
 
 
 @ALLOCATORS.register("global_mt")

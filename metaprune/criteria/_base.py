@@ -117,7 +117,7 @@ class Criterion(ABC):
             ConfigError: The criterion needs data or a task that was not given, or scores no entries.
             InputError: A score is not finite, all are 0, or the data hold no samples, one class alone, or NaN.
         """
-        name = next((name for name in CRITERIA if CRITERIA[name] is type(self)), type(self).__name__)
+        name = CRITERIA.name_of(type(self)) or type(self).__name__
         if self.needs and calibration.batches is None:
             raise ConfigError(f"criterion {name!r} needs data. Give `data=` (--data), or one that reads weights alone.")
         if "gradients" in self.needs and calibration.task is None:
@@ -169,7 +169,7 @@ def require_entrywise(criterion: Criterion | type[Criterion]) -> None:
     """
     if not criterion.entrywise:
         kind = criterion if isinstance(criterion, type) else type(criterion)
-        name = next((name for name in CRITERIA if CRITERIA[name] is kind), kind.__name__)
+        name = CRITERIA.name_of(kind) or kind.__name__
         able = ", ".join(name for name in CRITERIA if CRITERIA[name].entrywise)
         raise ConfigError(
             f"criterion {name!r} scores whole units, not the single entries of weights. Take one of {able}, or a "

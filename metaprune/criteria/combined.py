@@ -16,7 +16,7 @@ class _Combined(Criterion):
     of: tuple[str, ...] = ("l2", "fpgm")
 
     def __post_init__(self) -> None:
-        own = next(name for name in CRITERIA if CRITERIA[name] is type(self))
+        own = CRITERIA.name_of(type(self))
         if isinstance(self.of, str) or not self.of or own in self.of:
             raise ConfigError(f"`of` must name criteria other than {own!r}, but is {self.of!r}. Give e.g. (l2, fpgm).")
         object.__setattr__(self, "of", tuple(self.of))

@@ -92,6 +92,13 @@ class Prefix:
         return {self._trace.values[number].storage for number in op.outputs}
 
 
+def _again(out: Any) -> Any:
+    """What a call gave, in tensors of their own: autograd notes whose views they are, and refuses to do so twice."""
+    if isinstance(out, Tensor):
+        return out.detach()
+    return type(out)(map(_again, out)) if isinstance(out, (list, tuple)) else out
+
+
 class _Skip(Lockstep):
     """Gives what calls gave instead of making them, and notes those that it makes before one.
 
@@ -122,7 +129,7 @@ class _Skip(Lockstep):
         if op.index == self.stop:
             raise _There
         if op.index in self.given:
-            return self.given[op.index]
+            return _again(self.given[op.index])
         out = func(*args, **kwargs)
         if self.stop is not None and op.index < self.stop:
             self.made[op.index] = self.keep(op, out)

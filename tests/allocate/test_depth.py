@@ -14,6 +14,7 @@ import metaprune as mp
 from metaprune import zoo
 from metaprune.allocate import ALLOCATORS, Problem
 from metaprune.allocate._branches import Branch, Outputs, find_branches, sizes_without
+from metaprune.allocate.laptop import _knapsacks
 from metaprune.edits import DropBlock
 from metaprune.errors import ConfigError
 from metaprune.graph import Network, trace
@@ -199,3 +200,16 @@ def test_plans_drop_modules(name: str) -> None:
     assert network.cost_of(plan).macs <= 0.6 * network.cost().macs
     with pytest.raises(ConfigError, match="batches >= 1"):
         ALLOCATORS[name](batches=0)
+
+
+def test_the_knapsack_of_branches_starts_from_the_ceiling() -> None:
+    """What a branch saves is counted in the network of narrower branches, or the wrong ones leave."""
+    network = trace(Blocks().eval(), X)
+    asked = replace(problem(network, 0.6), ceiling=0.5)
+    branches = find_branches(asked)
+    losses = {branch: 1.0 + 0.1 * k for k, branch in enumerate(branches)}
+    (chosen,) = _knapsacks(asked, losses)
+    sets = [found for count in range(len(branches) + 1) for found in combinations(branches, count)]
+    fitting = [found for found in sets if asked.fits(sizes_without(asked, found))]
+    best = min(sum(losses[branch] for branch in found) for found in fitting)
+    assert sum(losses[branch] for branch in chosen) == pytest.approx(best)

@@ -7,7 +7,7 @@ from torch import nn
 from metaprune.edits import DropBlock
 from metaprune.errors import ConfigError
 from metaprune.gates import Consensus
-from metaprune.gates.consensus import SampleGate, _Agreeing, _Costs, _sites, polarisation
+from metaprune.gates.consensus import SampleGate, SampleGates, _Agreeing, _Costs, _sites, polarisation
 from metaprune.graph import Network, trace
 from metaprune.plans import Plan
 from tests.gates.conftest import COURSE, build
@@ -114,3 +114,13 @@ def test_without_branches():
     net = trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 4))
     with pytest.raises(ConfigError, match="residual branch"):
         _sites(net)
+
+
+def test_gates_remember_only_what_they_saw():
+    """One batch that closes a branch is all there is; later ones count for less."""
+    torch.manual_seed(0)
+    gates = SampleGates([3], Consensus(training=COURSE)).train()
+    for bias, open_for in ((-9.0, 0.0), (9.0, 0.5), (9.0, 2 / 3)):
+        torch.nn.init.constant_(gates.each[0].fc2.bias, bias)
+        gates.gate(0, torch.zeros(4, 3))
+        assert float(gates.mean_K[0]) == pytest.approx(open_for)
